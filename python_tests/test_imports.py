@@ -21,6 +21,7 @@ FLOORS = {
     "nn": 3,
     "graph": 4,
     "train": 5,
+    "bench": 6,
     "planting": 6,
     "_cli": 7,
     "cli": 8,
