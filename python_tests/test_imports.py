@@ -26,7 +26,7 @@ FLOORS = {
     "_cli": 7,
     "cli": 8,
 }
-EXTRAS = ("rich", "tyro", "matplotlib", "sklearn", "torchvision", "tensorboard", "PIL")
+EXTRAS = ("rich", "tyro", "matplotlib", "sklearn", "torchvision", "tensorboard", "PIL", "triton")
 
 
 def imported_modules(path: Path) -> set[str]:

@@ -88,7 +88,7 @@ def samples(dtype: torch.dtype):
         yield from make(dtype)
 
 
-@pytest.mark.parametrize("impl", ["reference", "aten", "native"])
+@pytest.mark.parametrize("impl", ["reference", "aten", "native", "triton"])
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 @pytest.mark.parametrize("stem", list(_registry.stems()))
 def test_opcheck(stem: str, dtype: torch.dtype, impl: str):

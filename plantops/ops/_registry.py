@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from plantops._extension import STATUS
+from plantops.ops import _triton
 
 IMPLS = ("auto", "reference", "aten", "native", "triton")
 
@@ -64,7 +65,7 @@ def define(
             if impl == "native":
                 return overload(*rest, "native")
         function = implementations.get(impl)
-        if function is None:
+        if function is None or (impl == "triton" and _triton.why_not(_device_type(rest))):
             raise unavailable(stem, impl, _device_type(rest))
         if torch.is_grad_enabled():
             with torch.no_grad():  # an op has no graph of its own; its autograd function stands outside
@@ -114,6 +115,8 @@ def why_not(stem: str, impl: str, device_type: str) -> str:
     """The reason why `impl` is not live for `stem` on this kind of device, and what would change it."""
     if impl == "native" and device_type == "cpu" and not STATUS.loaded:
         return f"{STATUS.reason}. To build it: {STATUS.remedy}"
+    if impl == "triton" and impl in _ops[stem].implementations:
+        return _triton.why_not(device_type)
     return f"this version of plantops has no {impl} kernel for it; use impl='auto' or 'aten'"
 
 
@@ -124,4 +127,6 @@ def stems() -> Iterator[str]:
 
 def live(stem: str, impl: str, device_type: str) -> bool:
     """Whether `impl` of `stem` computes on this kind of device here."""
-    return impl in _ops[stem].implementations or (impl == "native" and has_native(stem, device_type))
+    if impl == "native":
+        return has_native(stem, device_type)
+    return impl in _ops[stem].implementations and not (impl == "triton" and _triton.why_not(device_type))

@@ -12,6 +12,13 @@ DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 # Fewer classes than a vector has lanes, exactly as many, one more, several vectors; past the block in which lanes are
 # summed; one dimension, and three.
 SHAPES = ((7, 2), (5, 10), (3, 16), (3, 17), (4, 100), (2, 1000), (1, 9001), (13,), (2, 3, 5))
+# Triton's interpreter is slow: a tile of several rows with lanes to spare, and a row of several blocks.
+INTERPRETED_SHAPES = ((3, 17), (1, 4999))
+
+
+def shapes(impl: str) -> tuple[tuple[int, ...], ...]:
+    """The shapes to test an implementation on."""
+    return INTERPRETED_SHAPES if impl == "triton" else SHAPES
 
 
 def implementations(stem: str) -> list:
@@ -23,7 +30,7 @@ def implementations(stem: str) -> list:
                 not _registry.live(stem, impl, "cpu"), reason=f"{impl}: {_registry.why_not(stem, impl, 'cpu')}"
             ),
         )
-        for impl in ("reference", "aten", "native")
+        for impl in ("reference", "aten", "native", "triton")
     ]
 
 

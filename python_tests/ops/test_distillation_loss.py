@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from bounds import assert_as_good_as_torch
-from loss_cases import DTYPES, SHAPES, compute_dtype, implementations, layouts, logits, one_thread, saved_bytes  # noqa: F401
+from loss_cases import DTYPES, compute_dtype, implementations, layouts, logits, one_thread, saved_bytes, shapes  # noqa: F401
 from torch import Tensor
 
 from plantops.functional import distillation_loss, kl_div_logits
@@ -66,7 +66,7 @@ def loss_and_grad(loss_function, student: Tensor, *args) -> tuple[Tensor, Tensor
 @pytest.mark.parametrize("config", CONFIGS, ids=str)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_matches_float64(impl: str, dtype: torch.dtype, config: tuple[float, float, float], reduction: str):
-    for shape in SHAPES:
+    for shape in shapes(impl):
         student, teacher, target = logits(shape, dtype, 1), logits(shape, dtype, 2), targets(shape, 3)
         exact = loss_and_grad(torch_formula, student.double(), teacher.double(), target, *config, reduction)
         wide = compute_dtype(dtype)  # torch's loss in the dtype that ours has, its gradient in the student's
@@ -186,8 +186,9 @@ def test_infinities_and_nan_as_in_torch(impl: str, dtype: torch.dtype):
 @each_impl
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
 def test_bits_repeat_whatever_the_number_of_threads(impl: str, temperature: float):
-    student, teacher = logits((64, 1000), torch.float32, 24), logits((64, 1000), torch.float32, 25)
-    target = targets((64, 1000), 26)
+    rows = 4 if impl == "triton" else 64  # its interpreter is slow
+    student, teacher = logits((rows, 1000), torch.float32, 24), logits((rows, 1000), torch.float32, 25)
+    target = targets((rows, 1000), 26)
     results = []
     for count in (1, 2, 2, 5):
         torch.set_num_threads(count)  # one_thread restores it
@@ -301,7 +302,6 @@ GOOD = {
         ({"label_smoothing": -0.1}, ValueError, "label_smoothing: .*-0.1"),
         ({"reduction": "batchmean"}, ValueError, "reduction: .*mean.*'batchmean'"),
         ({"impl": "fast"}, ValueError, "impl: .*'fast'"),
-        ({"impl": "triton"}, NotImplementedError, "triton"),
         ({"teacher": torch.zeros(2, 3, requires_grad=True)}, ValueError, "teacher: .*detach"),
     ],
 )

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from bounds import assert_as_good_as_torch
-from loss_cases import DTYPES, SHAPES, compute_dtype, implementations, layouts, logits, one_thread, saved_bytes  # noqa: F401
+from loss_cases import DTYPES, compute_dtype, implementations, layouts, logits, one_thread, saved_bytes, shapes  # noqa: F401
 from torch import Tensor
 
 from plantops.functional import kl_div_logits, kl_div_logits_value_and_grad
@@ -43,7 +43,7 @@ def loss_and_grad(loss_function, student: Tensor, teacher: Tensor, *args, **kwar
 @pytest.mark.parametrize("temperature", [1.0, 3.0, 0.7])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_matches_float64(impl: str, dtype: torch.dtype, temperature: float, reduction: str):
-    for shape in SHAPES:
+    for shape in shapes(impl):
         student, teacher = logits(shape, dtype, 1), logits(shape, dtype, 2)
         exact = loss_and_grad(torch_formula, student.double(), teacher.double(), temperature, reduction)
         # torch's loss in the dtype that ours has, its gradient in the student's.
@@ -59,7 +59,7 @@ def test_matches_float64(impl: str, dtype: torch.dtype, temperature: float, redu
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_value_and_grad_matches_float64(impl: str, dtype: torch.dtype, reduction: str):
-    for shape in SHAPES:
+    for shape in shapes(impl):
         for temperature in (1.0, 2.5):
             student, teacher = logits(shape, dtype, 3), logits(shape, dtype, 4)
 
@@ -254,7 +254,8 @@ def test_logits_far_apart_do_not_overflow(impl: str):
 @each_impl
 @pytest.mark.parametrize("reduction", ["batchmean", "none"])
 def test_bits_repeat_whatever_the_number_of_threads(impl: str, reduction: str):
-    student, teacher = logits((64, 1000), torch.float32, 22), logits((64, 1000), torch.float32, 23)
+    rows = 4 if impl == "triton" else 64  # its interpreter is slow
+    student, teacher = logits((rows, 1000), torch.float32, 22), logits((rows, 1000), torch.float32, 23)
 
     def run() -> tuple[Tensor, ...]:
         fused = kl_div_logits_value_and_grad(student, teacher, 2.0, reduction, impl=impl)
@@ -366,7 +367,6 @@ GOOD = {"student": torch.zeros(2, 3), "teacher": torch.zeros(2, 3)}
         ({"temperature": INF}, ValueError, "temperature: .*inf"),
         ({"reduction": "max"}, ValueError, "reduction: .*batchmean.*'max'"),
         ({"impl": "fast"}, ValueError, "impl: .*native.*'fast'"),
-        ({"impl": "triton"}, NotImplementedError, "triton"),
     ],
 )
 def test_errors_name_the_argument(function, change: dict, error: type, text: str):

@@ -7,11 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from plantops.ops import _registry
+from plantops.ops import _registry, _triton
 from plantops.ops._checks import compute_dtype
 from plantops.ops.distillation_loss import aten, reference
 
 REDUCTIONS = ("none", "sum", "mean")
+TRITON = "plantops.ops.distillation_loss.triton"
 
 
 def _fake(
@@ -37,13 +38,21 @@ forward_op = _registry.define(
     "distillation_loss",
     "(Tensor student, Tensor teacher, Tensor target, float alpha, float temperature, float label_smoothing,"
     " str reduction, str impl) -> (Tensor, Tensor, Tensor, Tensor)",
-    implementations={"reference": reference.forward, "aten": aten.forward},
+    implementations={
+        "reference": reference.forward,
+        "aten": aten.forward,
+        "triton": _triton.late(TRITON, "forward"),
+    },
     fake=_fake,
 )
 backward_op = _registry.define(
     "distillation_loss_backward",
     "(Tensor grad, Tensor student, Tensor teacher, Tensor target, Tensor lse_student_t, Tensor lse_teacher_t,"
     " Tensor lse_student, float alpha, float temperature, float label_smoothing, str reduction, str impl) -> Tensor",
-    implementations={"reference": reference.backward, "aten": aten.backward},
+    implementations={
+        "reference": reference.backward,
+        "aten": aten.backward,
+        "triton": _triton.late(TRITON, "backward"),
+    },
     fake=_fake_backward,
 )

@@ -5,11 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from plantops.ops import _registry
+from plantops.ops import _registry, _triton
 from plantops.ops._checks import compute_dtype
 from plantops.ops.kl_div_logits import aten, reference
 
 REDUCTIONS = ("none", "sum", "mean", "batchmean")
+TRITON = "plantops.ops.kl_div_logits.triton"
 
 
 def _loss_like(student: Tensor, reduction: str) -> Tensor:
@@ -46,19 +47,31 @@ def _fake_value_and_grad(
 forward_op = _registry.define(
     "kl_div_logits",
     "(Tensor student, Tensor teacher, float temperature, str reduction, str impl) -> (Tensor, Tensor, Tensor)",
-    implementations={"reference": reference.forward, "aten": aten.forward},
+    implementations={
+        "reference": reference.forward,
+        "aten": aten.forward,
+        "triton": _triton.late(TRITON, "forward"),
+    },
     fake=_fake,
 )
 backward_op = _registry.define(
     "kl_div_logits_backward",
     "(Tensor grad, Tensor student, Tensor teacher, Tensor lse_student, Tensor lse_teacher, float temperature,"
     " str reduction, str impl) -> Tensor",
-    implementations={"reference": reference.backward, "aten": aten.backward},
+    implementations={
+        "reference": reference.backward,
+        "aten": aten.backward,
+        "triton": _triton.late(TRITON, "backward"),
+    },
     fake=_fake_backward,
 )
 value_and_grad_op = _registry.define(
     "kl_div_logits_value_and_grad",
     "(Tensor student, Tensor teacher, float temperature, str reduction, str impl) -> (Tensor, Tensor)",
-    implementations={"reference": reference.value_and_grad, "aten": aten.value_and_grad},
+    implementations={
+        "reference": reference.value_and_grad,
+        "aten": aten.value_and_grad,
+        "triton": _triton.late(TRITON, "value_and_grad"),
+    },
     fake=_fake_value_and_grad,
 )
