@@ -17,7 +17,7 @@ usage: plantops COMMAND [OPTIONS]        (plantops COMMAND --help shows the opti
   teacher    train a teacher
   evaluate   test loss, accuracy and cost of a run's network
   report     write a run's report.html again
-  bench      run the benchmarks of a source checkout
+  bench      measure the ops beside their peers on this machine
   info       which implementations are live, which are not and why
 
 Try: plantops plant --data digits

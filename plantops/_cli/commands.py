@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import platform
-import subprocess
-import sys
 from importlib import metadata
-from pathlib import Path
 
 import torch
 
 import plantops
 from plantops import _extension
-from plantops._cli.mistakes import Mistake
+from plantops._cli.mistakes import Mistake, mistakes
 from plantops.ops import _registry
 from plantops.train.progress import table_lines
 
@@ -96,18 +93,8 @@ def _version(package: str) -> str:
 
 
 def bench(arguments: list[str]) -> int:
-    """``plantops bench [NAME [OPTIONS]]``: the scripts ``benchmarks/NAME.py`` of a source checkout."""
-    folder = Path(plantops.__file__).parent.parent / "benchmarks"
-    scripts = {path.stem.removeprefix("bench_"): path for path in sorted(folder.glob("bench_*.py"))}
-    if not scripts:
-        raise Mistake(
-            "the benchmarks are not part of an installed package: clone the repository, run "
-            "pip install --no-build-isolation -e '.[bench]' in it, and call plantops bench there."
-        )
-    names = [argument for argument in arguments[:1] if not argument.startswith("-")]
-    if not names:
-        print("usage: plantops bench NAME [OPTIONS]\n\nbenchmarks: " + ", ".join(scripts))
-        return 0
-    if names[0] not in scripts:
-        raise Mistake(f"no benchmark {names[0]!r}; there are {', '.join(scripts)}.")
-    return subprocess.run([sys.executable, str(scripts[names[0]]), *arguments[1:]], cwd=folder.parent).returncode
+    """``plantops bench [BENCHMARK ...]``."""
+    from plantops.bench import command
+
+    with mistakes():
+        return command.main(arguments)

@@ -29,6 +29,8 @@ class GpuTimer:
         self.call = "graph" if graph else "eager"
         self._graph, self._warmup = graph, warmup
         self._stream = torch.cuda.Stream(device)
+        # One pool for all graphs: none reads what another run of it, or another graph, has left.
+        self._pool = torch.cuda.graph_pool_handle()
         size = torch.cuda.get_device_properties(device).L2_cache_size
         self._buffer = torch.zeros(max(1, FLUSH * size // 4), device=device)
         self._sink = torch.empty((), device=device)
@@ -63,7 +65,7 @@ class GpuTimer:
 
     def _captured(self, call: Call) -> Call:
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=self._stream):
+        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
             call()
         return graph.replay
 

@@ -33,8 +33,11 @@ def role_colour(role: str) -> str:
 
 
 @contextmanager
-def drawing() -> Iterator[Any]:
+def drawing(ink: str = INK, grid: str = FAINT) -> Iterator[Any]:
     """matplotlib with this page's settings, the caller's own untouched; yields the function that makes a figure.
+
+    Args:
+        ink, grid: colours of text and axes, and of grid lines; default: stand-ins for what `to_svg` makes of them.
 
     Raises:
         MissingExtra: matplotlib is not installed.
@@ -43,9 +46,7 @@ def drawing() -> Iterator[Any]:
         import matplotlib
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise MissingExtra(
-            "the report's plots need matplotlib, which is not installed: pip install 'plantops[plots]'"
-        ) from error
+        raise MissingExtra("plots need matplotlib, which is not installed: pip install 'plantops[plots]'") from error
     settings: dict[Any, Any] = {
         "svg.fonttype": "none",
         "svg.hashsalt": "plantops",
@@ -60,14 +61,14 @@ def drawing() -> Iterator[Any]:
         "axes.grid": True,
         "axes.axisbelow": True,
         "axes.formatter.useoffset": False,
-        "grid.color": FAINT,
+        "grid.color": grid,
         "grid.linewidth": 0.8,
         "legend.frameon": False,
         "legend.fontsize": 9,
         "lines.linewidth": 1.8,
         "lines.markersize": 6,
         **dict.fromkeys(
-            ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color", "axes.titlecolor"), INK
+            ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color", "axes.titlecolor"), ink
         ),
     }
 

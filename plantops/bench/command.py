@@ -1,0 +1,138 @@
+"""The command line of the benchmarks; ``plantops bench`` and the scripts under ``benchmarks/`` call `main`."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+import torch
+
+from plantops.bench import registry
+from plantops.bench.case import OURS, Case
+from plantops.bench.display import show
+from plantops.bench.plots import draw
+from plantops.bench.record import Row, read_csv, write_csv
+from plantops.bench.runner import Settings, run
+from plantops.bench.trace import write_trace
+from plantops.ops._registry import IMPLS
+
+DTYPES = ("float32", "bfloat16", "float16", "float64")
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"{message}. See plantops bench --help.")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options."""
+    p = _Parser(prog="plantops bench", description="Measure plantops beside its peers on this machine.")
+    p.add_argument("benchmarks", nargs="*", metavar="BENCHMARK", help=", ".join(registry.MODULES) + "; default: all")
+    p.add_argument("--device", default="auto", help="cpu, cuda, cuda:N or auto (the default)")
+    p.add_argument("--dtype", choices=DTYPES, help="instead of each case's own")
+    p.add_argument("--full", action="store_true", help="every case of the published tables, not a few small ones")
+    p.add_argument("--only", default="", metavar="TEXT", help="cases whose name contains this text")
+    p.add_argument(
+        "--shape", action="append", default=[], metavar="SHAPE", help="a case of your own, any number of them"
+    )
+    p.add_argument("--impls", default="auto,native,triton,aten", help="our implementations, between commas")
+    p.add_argument("--rounds", type=_positive, default=15, help="samples of every variant")
+    p.add_argument("--threads", type=_positive, help="CPU threads")
+    p.add_argument("--no-compile", action="store_true", help="leave out torch.compile")
+    p.add_argument("--busy", action="store_true", help="for a CPU in use: one thread, its own processor time")
+    p.add_argument("--out", type=Path, default=Path("runs/bench"), help="folder for CSV, plots and traces")
+    p.add_argument("--append", action="store_true", help="add to the CSV files of the folder, do not replace them")
+    p.add_argument("--no-plots", action="store_true", help="draw nothing (plots need matplotlib)")
+    p.add_argument("--trace", action="store_true", help="write a torch.profiler trace of every case")
+    return p
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a number of at least 1, got {text!r}")
+    return int(text)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run benchmarks; the exit status is 1 where one of our implementations computes something wrong.
+
+    Raises:
+        ValueError: an option or a shape that does not fit.
+    """
+    options = parser().parse_args(arguments)
+    if options.busy or options.threads:
+        torch.set_num_threads(1 if options.busy else options.threads)
+    settings = settings_of(options)
+    names = options.benchmarks or list(registry.MODULES)
+    chosen = {name: registry.benchmark(name).cases(settings) for name in names}
+    if not any(settings.only in case.name for cases in chosen.values() for case in cases):
+        raise ValueError(f"--only {settings.only!r} leaves no case.")
+    wrong = [row for name, cases in chosen.items() for row in _one(name, cases, settings, options)]
+    return 1 if wrong else 0
+
+
+def settings_of(options: argparse.Namespace) -> Settings:
+    """The options as settings.
+
+    Raises:
+        ValueError: an unknown device or implementation.
+    """
+    impls = tuple(options.impls.split(","))
+    if unknown := set(impls) - set(IMPLS):
+        raise ValueError(
+            f"--impls: expected some of {', '.join(IMPLS)} between commas, got {', '.join(sorted(unknown))}."
+        )
+    return Settings(
+        device=_device(options.device),
+        dtype=getattr(torch, options.dtype) if options.dtype else None,
+        rounds=options.rounds,
+        compiled=not options.no_compile,
+        impls=impls,
+        processor_time=options.busy,
+        full=options.full,
+        only=options.only,
+        shapes=tuple(options.shape),
+    )
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    kind, _, index = name.partition(":")
+    if kind not in ("cpu", "cuda") or (index and not index.isdecimal()):
+        raise ValueError(f"--device must be cpu, cuda, cuda:N or auto, got {name!r}.")
+    if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"--device {name}: {torch.cuda.device_count()} CUDA devices are visible. Use --device cpu.")
+    return torch.device(kind, int(index or 0)) if kind == "cuda" else torch.device("cpu")
+
+
+def _one(name: str, cases: Sequence[Case], settings: Settings, options: argparse.Namespace) -> list[Row]:
+    """One benchmark: table, CSV, plots, traces. Returns the rows of ours that compute something wrong."""
+
+    def report(case: Case, block: list[Row]) -> None:
+        rows.extend(block)
+        show(block, case.name)
+        write_csv(path, rows)  # after every case: a run that is stopped keeps what it has
+
+    kind = settings.device.type
+    path = options.out / f"{name}_{kind}.csv"
+    rows: list[Row] = list(read_csv(path)) if options.append and path.exists() else []
+    before = len(rows)
+    run(cases, settings, report)
+    written = [path] if rows else []
+    if rows and not options.no_plots and _can_draw():
+        written += draw(rows, options.out, f"{name}_{kind}")
+    if options.trace:
+        written += [write_trace(case, settings.device, options.out) for case in cases if settings.only in case.name]
+    print("\n".join(map(str, written)))
+    return [row for row in rows[before:] if row["status"].startswith("wrong") and row["role"] == OURS]
+
+
+def _can_draw() -> bool:
+    if importlib.util.find_spec("matplotlib") is None:
+        print("no plots: they need matplotlib, pip install 'plantops[plots]'")
+        return False
+    return True
