@@ -27,7 +27,7 @@ def main() -> int:
 
         return call
 
-    loop.Trainer._step = counted(loop.Trainer._step)  # type: ignore[method-assign]
+    loop.Learner.step = counted(loop.Learner.step)  # type: ignore[method-assign]
     checkpoint.write_synced = counted(checkpoint.write_synced)
     files.write_synced = counted(files.write_synced)
     os.write, os.rename, os.replace = counted(os.write), counted(os.rename), counted(os.replace)

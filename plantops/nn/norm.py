@@ -105,6 +105,13 @@ class PlantedBatchNorm2d(nn.Module):
         )
         return F.batch_norm(input, mean, var, weight, bias, False, 0.0, self.eps)
 
+    def planted_part(self, input: Tensor) -> Tensor:
+        """What `forward` gives for the new channels, from these alone: ``[N, P, ...]`` to the same shape."""
+        if self.training and self.track_running_stats:
+            return self._new(input)
+        mean, var = self.running_mean_out, self.running_var_out
+        return F.batch_norm(input, mean, var, self.weight_out, self.bias_out, mean is None, 0.0, self.eps)
+
     def _new(self, input: Tensor) -> Tensor:
         assert self.num_batches_tracked_out is not None
         self.num_batches_tracked_out.add_(1)

@@ -18,7 +18,7 @@ from plantops.planting.trunk import trunk_state
 from plantops.train.data import ImageData
 from plantops.train.loop import Trainer, load_tensors
 from plantops.train.seeds import generator
-from plantops.train.session import Session
+from plantops.train.session import Finished, Session
 from plantops.train.teacher_logits import TeacherLogits
 
 
@@ -104,6 +104,11 @@ def grown(around: Surroundings, student: Student, round: int, growth: Growth, bl
     return Student.of(merge(planted), around)
 
 
+def key_of(round: int, growth: Growth) -> str:
+    """The key of a candidate's training in the run."""
+    return f"round-{round}/{growth.site}"
+
+
 def train_candidate(around: Surroundings, student: Student, round: int, growth: Growth) -> Candidate:
     """Train one candidate to its end, or remember that it was, and write its record."""
     config, session = around.config, around.session
@@ -123,12 +128,17 @@ def train_candidate(around: Surroundings, student: Student, round: int, growth: 
             batch_done=session.progress.batch,
         )
 
-    key = f"round-{round}/{growth.site}"
+    key = key_of(round, growth)
     work = session.fit(key, make_trainer, phase="candidate", name=growth.site, round=round, site=growth.site)
+    return record_candidate(around, student, round, growth, work)
+
+
+def record_candidate(around: Surroundings, student: Student, round: int, growth: Growth, work: Finished) -> Candidate:
+    """What a trained candidate is worth, written down."""
     parameters = student.parameters_after(growth)
     candidate = Candidate(
         growth,
-        key,
+        key_of(round, growth),
         parameters,
         parameters - student.parameters,
         student.macs_after(growth),
@@ -137,7 +147,7 @@ def train_candidate(around: Surroundings, student: Student, round: int, growth: 
         work.result["train_loss"],
         work.result["seconds"],
     )
-    session.record(
+    around.session.record(
         "candidate",
         round=round,
         site=growth.site,
@@ -154,9 +164,5 @@ def train_candidate(around: Surroundings, student: Student, round: int, growth: 
 
 
 def sweep_loop(around: Surroundings, student: Student, round: int, growths: list[Growth]) -> list[Candidate]:
-    """All candidates of a round, one after the other."""
+    """All candidates of a round, one after the other: the readable reference of what a sweep computes."""
     return [train_candidate(around, student, round, growth) for growth in growths]
-
-
-SWEEP_FUNCTIONS = {"loop": sweep_loop}
-"""How the candidates of a round are trained, by ``PlanterConfig.sweep``."""

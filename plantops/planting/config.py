@@ -10,7 +10,7 @@ from plantops.train.batches import Augment
 from plantops.train.recipe import Recipe, check_choice, check_minimum, check_range
 
 SELECTIONS = ("loss", "loss_per_parameter")
-SWEEPS = ("loop",)
+SWEEPS = ("shared", "loop")
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,11 @@ class PlanterConfig:
             are its augmentation.
         finetune_epochs: joint training of the whole network after the search; 0: none, as published.
         finetune_lr: its learning rate.
-        sweep: how the candidates of a round are trained; ``loop``: one after the other.
+        sweep: how the candidates of a round are trained; ``shared``: together, in one pass over the data that
+            computes trunk and teacher once for all of them; ``loop``: one after the other.
+        sweep_memory: bytes that a shared sweep may hold besides the data: the trunk's values for the batch, and for
+            the whole training part where they are a function of the image (no random crops); what does not fit lies
+            in the run folder or is computed anew, and candidates that do not fit together are trained in groups.
         seed: of order, augmentation and initialisation.
 
     Raises:
@@ -62,7 +66,8 @@ class PlanterConfig:
     channels_last: bool = False
     finetune_epochs: int = 0
     finetune_lr: float = 0.01
-    sweep: str = "loop"
+    sweep: str = "shared"
+    sweep_memory: int = 4 << 30
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -79,6 +84,7 @@ class PlanterConfig:
             check_minimum("max_parameters", self.max_parameters, 1)
         check_choice("select", self.select, SELECTIONS)
         check_choice("sweep", self.sweep, SWEEPS)
+        check_minimum("sweep_memory", self.sweep_memory, 1)
         check_minimum("finetune_epochs", self.finetune_epochs, 0)
         check_range("finetune_lr", self.finetune_lr, self.finetune_lr > 0, "above 0")
         self.recipe()

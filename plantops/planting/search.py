@@ -16,14 +16,17 @@ import torch
 from torch import nn
 
 from plantops.graph import Plan
-from plantops.planting.candidate import SWEEP_FUNCTIONS, Candidate, Growth, Student, Surroundings, grown
+from plantops.planting.candidate import Candidate, Growth, Student, Surroundings, grown, sweep_loop
 from plantops.planting.config import PlanterConfig
+from plantops.planting.sweep.round import sweep_shared
 from plantops.train.data import ImageData, MapStyle, from_dataset
 from plantops.train.loop import Trainer, evaluate, load_tensors
 from plantops.train.progress import Progress
 from plantops.train.run import Run
 from plantops.train.session import Session, finite
 from plantops.train.teacher_logits import Teacher, TeacherLogits
+
+_SWEEPS = {"shared": sweep_shared, "loop": sweep_loop}
 
 
 @dataclass(frozen=True)
@@ -167,7 +170,7 @@ class Planter:
         session.progress.stage(
             f"round {round}", len(affordable) * self.config.epochs, round=round, rounds=self.config.max_rounds
         )
-        candidates = SWEEP_FUNCTIONS[self.config.sweep](self.around, state.student, round, affordable)
+        candidates = _SWEEPS[self.config.sweep](self.around, state.student, round, affordable)
         self.around.teacher.forget()
         state.candidates[round] = candidates
         winner = choose(candidates, state.loss, self.config.select)

@@ -38,13 +38,26 @@ class Augment:
     def __bool__(self) -> bool:
         return self.crop > 0 or self.flip
 
+    @property
+    def variants(self) -> int | None:
+        """How many versions of an image there are: 1, 2 with flips alone, None (too many to keep) with crops."""
+        return None if self.crop else 1 + self.flip
+
 
 class Batch(NamedTuple):
-    """``index`` int64 [B]: positions in the part; ``images`` float32 [B, C, H, W], normalised; ``labels`` int64 [B]."""
+    """``index`` int64 [B]: positions in the part; ``images`` float32 [B, C, H, W], normalised; ``labels`` int64 [B].
+
+    ``mirrored`` bool [B]: which images are mirrored; None where none is, or where crops make every image its own.
+    """
 
     index: Tensor  # type: ignore[assignment]  # hides tuple.index, which nobody needs here
     images: Tensor
     labels: Tensor
+    mirrored: Tensor | None = None
+
+    def rows(self, samples: int) -> Tensor:
+        """int64 [B]: each image's row in a table of all versions of ``samples`` images: as they are, then mirrored."""
+        return self.index if self.mirrored is None else self.index + samples * self.mirrored
 
 
 class _Draws(NamedTuple):
@@ -94,16 +107,26 @@ def epoch_batches(
     count = batch_count(samples, batch_size, drop_last)
     order = epoch_order(samples, seed=seed, keys=keys, shuffle=shuffle).to(data.device)
     draws = _draw(samples, augment, seed, keys, data.device) if augment else None
-    return _batches(data, order[: count * batch_size], batch_size, draws, channels_last)
+    flips_alone = augment is not None and augment.variants == 2
+    return _batches(data, order[: count * batch_size], batch_size, draws, channels_last, flips_alone)
 
 
-def eval_batches(data: ImageData, batch_size: int, channels_last: bool = False) -> Iterator[Batch]:
-    """All samples in their own order, unchanged but for the normalisation."""
-    return epoch_batches(data, batch_size, seed=0, shuffle=False, channels_last=channels_last)
+def eval_batches(
+    data: ImageData, batch_size: int, channels_last: bool = False, *, mirrored: bool = False
+) -> Iterator[Batch]:
+    """All samples in their own order, unchanged but for the normalisation, or each of them mirrored."""
+    for batch in epoch_batches(data, batch_size, seed=0, shuffle=False, channels_last=channels_last):
+        yield batch._replace(images=batch.images.flip(-1)) if mirrored else batch
+
+
+def version_batches(data: ImageData, batch_size: int, variants: int, channels_last: bool = False) -> Iterator[Batch]:
+    """All versions of all samples in the order of ``Batch.rows``: as they are, then (``variants`` 2) mirrored."""
+    for mirrored in range(variants):
+        yield from eval_batches(data, batch_size, channels_last, mirrored=bool(mirrored))
 
 
 def _batches(
-    data: ImageData, order: Tensor, batch_size: int, draws: _Draws | None, channels_last: bool
+    data: ImageData, order: Tensor, batch_size: int, draws: _Draws | None, channels_last: bool, flips_alone: bool
 ) -> Iterator[Batch]:
     for begin in range(0, len(order), batch_size):
         index = order[begin : begin + batch_size]
@@ -114,7 +137,8 @@ def _batches(
             images = _cut(data, images, _Draws(*(draw[index] for draw in draws)))
         if channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
-        yield Batch(index, images, data.labels[index])
+        mirrored = draws.mirror[index] if draws is not None and flips_alone else None
+        yield Batch(index, images, data.labels[index], mirrored)
 
 
 def _draw(samples: int, augment: Augment, seed: int, keys: tuple[int | str, ...], device: torch.device) -> _Draws:

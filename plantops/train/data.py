@@ -108,7 +108,8 @@ class ImageData:
 
     def normalise(self, images: Tensor) -> Tensor:
         """float32 ``(images - mean) / std`` for a batch of this part's images."""
-        return images.to(torch.float32).sub_(self.mean.view(-1, 1, 1)).div_(self.std.view(-1, 1, 1))
+        # The difference is a new tensor; float32 images themselves must not change.
+        return (images - self.mean.view(-1, 1, 1)).div_(self.std.view(-1, 1, 1))
 
     def fingerprint(self) -> str:
         """SHA-256 over shape, dtype, image and label bytes: equal exactly when the samples and their order are."""

@@ -6,6 +6,7 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -42,6 +43,12 @@ class EpochResult:
     val_loss: float | None
     val_accuracy: float | None
     seconds: float
+
+    @classmethod
+    def of(cls, epoch: int, epochs: int, lr: float, train: Score, val: Score | None, seconds: float) -> EpochResult:
+        """From the two scores; without a held-out part there is none."""
+        loss, accuracy = (None, None) if val is None else (val.loss, val.accuracy)
+        return cls(epoch, epochs, lr, train.loss, train.accuracy, loss, accuracy, seconds)
 
 
 class Tally:
@@ -83,6 +90,96 @@ def evaluate(model: nn.Module, data: ImageData, *, precision: str = "float32", c
     return tally.score()
 
 
+class Learner:
+    """Parameters in training: objective, optimizer and loss scaling, whoever computes the logits."""
+
+    def __init__(self, recipe: Recipe, parameters: list[nn.Parameter]) -> None:
+        self._device, self._precision = parameters[0].device, recipe.precision
+        self._objective = make_objective(recipe)
+        self._optimizer = make_optimizer(recipe, parameters)
+        self._scaler = torch.amp.GradScaler(self._device.type, enabled=recipe.precision == "fp16")
+
+    def step(
+        self,
+        forward: Callable[[], Tensor],
+        labels: Tensor,
+        teacher_logits: Tensor | None,
+        lr: float,
+        tally: Tally,
+    ) -> None:
+        """One optimizer step at learning rate ``lr`` on the logits that ``forward`` gives."""
+        for group in self._optimizer.param_groups:
+            group["lr"] = lr
+        self._optimizer.zero_grad(set_to_none=True)
+        with autocast(self._precision, self._device):
+            logits = forward()
+        loss = self._objective(logits, labels, teacher_logits, self._scaler.scale)
+        self._scaler.step(self._optimizer)
+        self._scaler.update()
+        tally.add(loss * len(labels), logits.detach(), labels)
+
+    def state(self) -> dict[str, Any]:
+        """Everything but the parameters that changes, loadable with ``weights_only=True``."""
+        return {"optimizer": self._optimizer.state_dict(), "scaler": self._scaler.state_dict()}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Put back what ``state`` was."""
+        self._optimizer.load_state_dict(dict(state["optimizer"]))
+        self._scaler.load_state_dict(dict(state["scaler"]))
+
+
+class Feed:
+    """What every epoch of a training is made of: batches, the teacher's logits for them, the step's learning rate.
+
+    Args:
+        train: the part that trains.
+        teacher: for objectives that need one.
+        seed, keys: name this training's order and augmentation; an epoch adds its number.
+        batch_done: told how many batches of the epoch are done, and of how many.
+
+    Raises:
+        ValueError: an objective that needs a teacher without one, or an empty part.
+    """
+
+    def __init__(
+        self,
+        train: ImageData,
+        recipe: Recipe,
+        teacher: TeacherLogits | None,
+        *,
+        seed: int,
+        keys: tuple[int | str, ...],
+        batch_done: Callable[[int, int], None] | None,
+    ) -> None:
+        if recipe.needs_teacher and teacher is None:
+            raise ValueError(f"teacher must be given for objective {recipe.objective!r}, got None")
+        if len(train) == 0:
+            raise ValueError("train must hold at least one sample, got 0")
+        self.device = train.device
+        self._train, self._recipe = train, recipe
+        self._teacher = teacher if recipe.needs_teacher else None
+        self._seed, self._keys, self._batch_done = seed, keys, batch_done
+        self._steps = batch_count(len(train), recipe.batch_size)
+
+    def epoch(self, epoch: int) -> Iterator[tuple[Batch, Tensor | None, float]]:
+        """(batch, teacher's logits or None, learning rate) of every step of epoch number ``epoch``, from 0."""
+        recipe, total = self._recipe, self._recipe.epochs * self._steps
+        for place, (batch, logits) in enumerate(self._batches(epoch)):
+            lr = learning_rate(recipe.schedule, recipe.lr, epoch * self._steps + place, total)
+            yield batch, logits, lr
+            if self._batch_done is not None:
+                self._batch_done(place + 1, self._steps)
+
+    def _batches(self, epoch: int) -> Iterator[tuple[Batch, Tensor | None]]:
+        recipe = self._recipe
+        how: dict[str, Any] = {"seed": self._seed, "keys": (*self._keys, epoch), "augment": recipe.augment}
+        if self._teacher is not None:
+            yield from self._teacher.batches(self._train, recipe.batch_size, **how)
+            return
+        for batch in epoch_batches(self._train, recipe.batch_size, channels_last=recipe.channels_last, **how):
+            yield batch, None
+
+
 class Trainer:
     """A network in training. All that changes is in ``tensors()``, ``state()`` and ``epoch``.
 
@@ -111,24 +208,16 @@ class Trainer:
         names: list[str] | None = None,
         batch_done: Callable[[int, int], None] | None = None,
     ) -> None:
-        if recipe.needs_teacher and teacher is None:
-            raise ValueError(f"teacher must be given for objective {recipe.objective!r}, got None")
-        if len(train) == 0:
-            raise ValueError("train must hold at least one sample, got 0")
         parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         if not parameters:
             raise ValueError("model must have a parameter that requires a gradient, got none")
         if recipe.channels_last:
             model.to(memory_format=torch.channels_last)
         self.model, self.recipe, self.epoch = model, recipe, 0
-        self._train, self._val = train, val if val is not None and len(val) else None
-        self._teacher = teacher if recipe.needs_teacher else None
-        self._seed, self._keys, self._names = seed, keys, names
-        self._batch_done = batch_done
-        self._objective = make_objective(recipe)
-        self._optimizer = make_optimizer(recipe, parameters)
-        self._scaler = torch.amp.GradScaler(train.device.type, enabled=recipe.precision == "fp16")
-        self._steps_per_epoch = batch_count(len(train), recipe.batch_size)
+        self._val = val if val is not None and len(val) else None
+        self._names = names
+        self._learner = Learner(recipe, parameters)
+        self._feed = Feed(train, recipe, teacher, seed=seed, keys=keys, batch_done=batch_done)
 
     @property
     def finished(self) -> bool:
@@ -138,26 +227,13 @@ class Trainer:
         """Train one more epoch and score the held-out part."""
         began = time.perf_counter()
         self.model.train()
-        tally = Tally(self._train.device)
+        tally = Tally(self._feed.device)
         lr = 0.0
-        for place, (batch, teacher_logits) in enumerate(self._batches()):
-            step = self.epoch * self._steps_per_epoch + place
-            lr = learning_rate(self.recipe.schedule, self.recipe.lr, step, self.recipe.epochs * self._steps_per_epoch)
-            self._step(batch, teacher_logits, lr, tally)
-            if self._batch_done is not None:
-                self._batch_done(place + 1, self._steps_per_epoch)
+        for batch, teacher_logits, lr in self._feed.epoch(self.epoch):
+            self._learner.step(partial(self.model, batch.images), batch.labels, teacher_logits, lr, tally)
         self.epoch += 1
-        train = tally.score()
-        val = self.score_val()
-        return EpochResult(
-            self.epoch,
-            self.recipe.epochs,
-            lr,
-            train.loss,
-            train.accuracy,
-            None if val is None else val.loss,
-            None if val is None else val.accuracy,
-            time.perf_counter() - began,
+        return EpochResult.of(
+            self.epoch, self.recipe.epochs, lr, tally.score(), self.score_val(), time.perf_counter() - began
         )
 
     def score_val(self) -> Score | None:
@@ -175,43 +251,14 @@ class Trainer:
 
     def state(self) -> dict[str, Any]:
         """Everything else that changes, loadable with ``weights_only=True``."""
-        return {"optimizer": self._optimizer.state_dict(), "scaler": self._scaler.state_dict()}
+        return self._learner.state()
 
     def load(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any] | None, epoch: int) -> None:
         """Put back what ``tensors``, ``state`` and ``epoch`` were."""
         load_tensors(self.model, tensors)
         if state is not None:
-            self._optimizer.load_state_dict(dict(state["optimizer"]))
-            self._scaler.load_state_dict(dict(state["scaler"]))
+            self._learner.load(state)
         self.epoch = epoch
-
-    def _batches(self) -> Iterator[tuple[Batch, Tensor | None]]:
-        recipe, keys = self.recipe, (*self._keys, self.epoch)
-        if self._teacher is not None:
-            yield from self._teacher.batches(
-                self._train, recipe.batch_size, seed=self._seed, keys=keys, augment=recipe.augment
-            )
-            return
-        for batch in epoch_batches(
-            self._train,
-            recipe.batch_size,
-            seed=self._seed,
-            keys=keys,
-            augment=recipe.augment,
-            channels_last=recipe.channels_last,
-        ):
-            yield batch, None
-
-    def _step(self, batch: Batch, teacher_logits: Tensor | None, lr: float, tally: Tally) -> None:
-        for group in self._optimizer.param_groups:
-            group["lr"] = lr
-        self._optimizer.zero_grad(set_to_none=True)
-        with autocast(self.recipe.precision, batch.images.device):
-            logits = self.model(batch.images)
-        loss = self._objective(logits, batch.labels, teacher_logits, self._scaler.scale)
-        self._scaler.step(self._optimizer)
-        self._scaler.update()
-        tally.add(loss * len(batch.labels), logits.detach(), batch.labels)
 
 
 def load_tensors(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -24,6 +24,7 @@ from plantops.train.checkpoint import Checkpoint, CheckpointError
 from plantops.train.loop import EpochResult, Trainer
 from plantops.train.progress import NullProgress, Progress
 from plantops.train.run import Run
+from plantops.train.together import Alone, Part, Together
 
 FORMAT = "plantops-session"
 
@@ -51,14 +52,14 @@ class Finished:
 
 @dataclass
 class _UnderWay:
-    """The training that a checkpoint caught in the middle."""
+    """The training that a checkpoint caught in the middle: of one network, or of several together."""
 
-    key: str
+    keys: list[str]
     epoch: int
     records: int
-    seconds: float
-    tensors: dict[str, Tensor]
-    state: dict[str, Any]
+    seconds: list[float]
+    tensors: list[Mapping[str, Tensor]]
+    state: Mapping[str, Any]
 
 
 class Session:
@@ -103,7 +104,7 @@ class Session:
     @property
     def epochs_done(self) -> int:
         """Epochs of finished work and of the work under way: what a resumed run need not train again."""
-        under_way = self._under_way.epoch if self._under_way is not None else 0
+        under_way = self._under_way.epoch * len(self._under_way.keys) if self._under_way is not None else 0
         return under_way + sum(work.epochs for work in self._finished.values())
 
     def request_stop(self) -> None:
@@ -132,31 +133,45 @@ class Session:
             ``result`` holds the last epoch's ``train_loss``, ``train_accuracy``, ``val_loss``, ``val_accuracy``, ``lr``
             and the whole training's ``seconds``; ``tensors`` what changed, which the caller loads into its network.
         """
-        if key in self._finished:
-            return self._replay(key)
+        part = Part(key, name, labels)
+        return self.fit_together([part], lambda: Alone(make_trainer()), phase=phase)[0]
+
+    def fit_together(
+        self, parts: Sequence[Part], make_trainer: Callable[[], Together], *, phase: str
+    ) -> list[Finished]:
+        """``fit`` for several networks that are trained in one pass, each with a key and records of its own."""
+        keys = [part.key for part in parts]
+        if all(key in self._finished for key in keys):
+            return [self._replay(key) for key in keys]
         trainer = make_trainer()
-        seconds, first_record = 0.0, self._records
-        result: dict[str, Any] = {}
+        seconds, first_record = [0.0] * len(parts), self._records
+        results: list[dict[str, Any]] = [{} for _ in parts]
         if self._under_way is not None:
             under_way = self._under_way
-            if under_way.key != key:
-                raise CheckpointError(f"the checkpoint is in the middle of {under_way.key}, but the run comes to {key}")
+            if under_way.keys != keys:
+                raise CheckpointError(
+                    f"the checkpoint is in the middle of {', '.join(under_way.keys)}, "
+                    f"but the run comes to {', '.join(keys)}"
+                )
             trainer.load(under_way.tensors, under_way.state, under_way.epoch)
-            seconds = under_way.seconds
+            seconds = list(under_way.seconds)
             self._records += under_way.records
             self._under_way = None
         while not trainer.finished:
-            epoch = trainer.run_epoch()
-            seconds += epoch.seconds
-            self._log_epoch(epoch, phase, name, labels)
-            result = _last(epoch)
+            for place, (part, epoch) in enumerate(zip(parts, trainer.run_epoch(), strict=True)):
+                seconds[place] += epoch.seconds
+                self._log_epoch(epoch, phase, part)
+                results[place] = _last(epoch)
             if not trainer.finished:
-                self._safe_point(partial(self._capture, key, trainer, first_record, seconds))
-        tensors = {name: tensor.detach().clone() for name, tensor in trainer.tensors().items()}
-        work = Finished({**result, "seconds": seconds}, tensors, self._records - first_record, trainer.epoch)
-        self._finished[key] = work
+                self._safe_point(partial(self._capture, keys, trainer, first_record, seconds))
+        records = self._records - first_record
+        for place, (key, trained) in enumerate(zip(keys, trainer.tensors(), strict=True)):
+            tensors = {name: tensor.detach().clone() for name, tensor in trained.items()}
+            # The records of all count as the first one's: they are replayed together or not at all.
+            result = {**results[place], "seconds": seconds[place]}
+            self._finished[key] = Finished(result, tensors, 0 if place else records, trainer.epoch)
         self._safe_point(None)
-        return work
+        return [self._finished[key] for key in keys]
 
     def once(self, key: str, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """A result of JSON values that is computed at most once in the life of a run (up to its last checkpoint)."""
@@ -182,21 +197,29 @@ class Session:
         """Write a checkpoint now, between two pieces of work."""
         self._save(None)
 
-    def _capture(self, key: str, trainer: Trainer, first_record: int, seconds: float) -> _UnderWay:
-        return _UnderWay(key, trainer.epoch, self._records - first_record, seconds, trainer.tensors(), trainer.state())
+    def _capture(self, keys: list[str], trainer: Together, first_record: int, seconds: list[float]) -> _UnderWay:
+        records = self._records - first_record
+        return _UnderWay(keys, trainer.epoch, records, seconds, list(trainer.tensors()), trainer.state())
 
     def _replay(self, key: str) -> Finished:
         work = self._finished[key]
         self._records += work.records
         return work
 
-    def _log_epoch(self, epoch: EpochResult, phase: str, name: str, labels: Mapping[str, Any]) -> None:
+    def _log_epoch(self, epoch: EpochResult, phase: str, part: Part) -> None:
         fields = dataclasses.asdict(epoch)
         seconds = fields.pop("seconds")
-        labels = {"round": 0, "site": None, **labels}
-        self.record("epoch", phase=phase, name=name, **labels, **fields, epoch_seconds=seconds)
+        labels = {"round": 0, "site": None, **part.labels}
+        self.record("epoch", phase=phase, name=part.name, **labels, **fields, epoch_seconds=seconds)
         self.progress.epoch(
-            phase, name, labels["round"] or None, epoch.epoch, epoch.epochs, epoch.train_loss, epoch.val_loss, epoch.lr
+            phase,
+            part.name,
+            labels["round"] or None,
+            epoch.epoch,
+            epoch.epochs,
+            epoch.train_loss,
+            epoch.val_loss,
+            epoch.lr,
         )
 
     def _safe_point(self, under_way: Callable[[], _UnderWay] | None) -> None:
@@ -226,10 +249,11 @@ class Session:
         }
         state: dict[str, Any] = {}
         if under_way is not None:
-            tensors.update({f"under_way/{name}": tensor for name, tensor in under_way.tensors.items()})
-            state = under_way.state
+            for place, own in enumerate(under_way.tensors):
+                tensors.update({f"under_way/{place}/{name}": tensor for name, tensor in own.items()})
+            state = dict(under_way.state)
             structure["under_way"] = {
-                "key": under_way.key,
+                "keys": under_way.keys,
                 "epoch": under_way.epoch,
                 "records": under_way.records,
                 "seconds": under_way.seconds,
@@ -259,8 +283,11 @@ class Session:
             tensors = _below(checkpoint, f"finished/{key}/")
             self._finished[key] = Finished(entry["result"], tensors, entry["records"], entry["epochs"])
         if structure["under_way"] is not None:
-            tensors = _below(checkpoint, "under_way/")
-            self._under_way = _UnderWay(**structure["under_way"], tensors=tensors, state=checkpoint.state)
+            fields = structure["under_way"]
+            own: list[Mapping[str, Tensor]] = [
+                _below(checkpoint, f"under_way/{place}/") for place in range(len(fields["keys"]))
+            ]
+            self._under_way = _UnderWay(**fields, tensors=own, state=checkpoint.state)
         run.cut_metrics(structure["metrics_bytes"])
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
-from plantops.train.batches import Augment, Batch, epoch_batches, eval_batches
+from plantops.train.batches import Augment, Batch, epoch_batches, version_batches
 from plantops.train.data import ImageData
 
 Teacher = Callable[[Tensor], Tensor]
@@ -30,10 +30,10 @@ def content_hash(teacher: Teacher) -> str:
 class TeacherLogits:
     """Batches of an epoch together with the teacher's logits for them.
 
-    Without augmentation every image has one row of logits for good: they are computed once per (teacher, data) and
-    looked up. With augmentation the images of an epoch are a function of its keys, so the rows of that epoch are kept
-    for whoever trains on the same epoch next (all candidates of a round do), until ``forget`` is called. A hit has the
-    bits that computing it again would have.
+    Without augmentation every image has one row of logits for good, with flips alone two: they are computed once per
+    (teacher, data) and looked up. With crops the images of an epoch are a function of its keys, so the rows of that
+    epoch are kept for whoever trains on the same epoch next (the candidates of a round that do not share a pass do),
+    until ``forget`` is called. A hit has the bits that computing it again would have.
 
     Args:
         teacher: any callable from a batch to logits; a module is put in ``eval()``. It is never differentiated.
@@ -45,7 +45,7 @@ class TeacherLogits:
         self.hash = content_hash(teacher)
         self._channels_last = channels_last
         self._cache_bytes = cache_bytes
-        self._tables: dict[tuple[str, str], Tensor] = {}
+        self._tables: dict[tuple[str, str, int], Tensor] = {}
         self._epochs: dict[tuple[object, ...], Tensor] = {}
         self._fingerprints: dict[int, tuple[ImageData, str]] = {}
 
@@ -62,10 +62,10 @@ class TeacherLogits:
         batches = epoch_batches(
             data, batch_size, seed=seed, keys=keys, augment=augment, channels_last=self._channels_last
         )
-        if not augment:
-            table = self._table(data)
+        if augment.variants is not None:
+            table = self._table(data, augment.variants)
             for batch in batches:
-                yield batch, table[batch.index]
+                yield batch, table[batch.rows(len(data))]
             return
         key = (self.hash, self._fingerprint(data), batch_size, seed, keys, augment, self._channels_last)
         if key in self._epochs:
@@ -88,11 +88,11 @@ class TeacherLogits:
         with torch.no_grad():
             return self.teacher(images)
 
-    def _table(self, data: ImageData) -> Tensor:
-        key = (self.hash, self._fingerprint(data))
+    def _table(self, data: ImageData, variants: int) -> Tensor:
+        key = (self.hash, self._fingerprint(data), variants)
         if key not in self._tables:
-            rows = [self.logits(batch.images) for batch in eval_batches(data, EVAL_BATCH, self._channels_last)]
-            self._tables[key] = torch.cat(rows)
+            batches = version_batches(data, EVAL_BATCH, variants, self._channels_last)
+            self._tables[key] = torch.cat([self.logits(batch.images) for batch in batches])
         return self._tables[key]
 
     def _fingerprint(self, data: ImageData) -> str:

@@ -226,7 +226,8 @@ def test_the_teacher_is_evaluated_and_not_differentiated() -> None:
         ("max_rounds", -1, "max_rounds must be an integer of at least 0, got -1"),
         ("max_parameters", 0, "max_parameters must be an integer of at least 1, got 0"),
         ("epochs", 0, "epochs must be an integer of at least 1, got 0"),
-        ("sweep", "magic", "sweep must be one of loop, got 'magic'"),
+        ("sweep", "magic", "sweep must be one of shared, loop, got 'magic'"),
+        ("sweep_memory", 0, "sweep_memory must be an integer of at least 1, got 0"),
         ("finetune_lr", 0.0, "finetune_lr must be above 0, got 0.0"),
     ],
 )

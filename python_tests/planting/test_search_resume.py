@@ -43,19 +43,20 @@ def network(width: int) -> PlantingNet:
     return PlantingNet([width] * 5, 3, 1, 8, fc_width=8, batch_norm=True, generator=own)
 
 
-def go(path: Path, stop_after: int = 0, optimizer: str = "sgd") -> PlanterResult | None:
+def go(path: Path, stop_after: int = 0, optimizer: str = "sgd", **changes: Any) -> PlanterResult | None:
     """Start the run or go on with it; None when it was stopped."""
-    config = PlanterConfig(
-        channels={"conv1": 1, "conv3": 2, "conv5": 1},
-        epochs=2,
-        max_rounds=2,
-        batch_size=12,
-        crop=1,
-        flip=True,
-        optimizer=optimizer,
-        lr=0.02,
-        finetune_epochs=2,
-    )
+    fields: dict[str, Any] = {
+        "channels": {"conv1": 1, "conv3": 2, "conv5": 1},
+        "epochs": 2,
+        "max_rounds": 2,
+        "batch_size": 12,
+        "crop": 1,
+        "flip": True,
+        "optimizer": optimizer,
+        "lr": 0.02,
+        "finetune_epochs": 2,
+    }
+    config = PlanterConfig(**{**fields, **changes})
     progress = StopAfter(stop_after)
     with Run.open(path) if path.exists() else Run.create(path, {}) as run:
         session = Session(run, checkpoint_seconds=1e9, progress=progress)
@@ -74,18 +75,31 @@ def bits(model: nn.Module) -> dict[str, Tensor]:
     return dict(model.state_dict())
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-def test_stopped_after_every_epoch(tmp_path: Path, optimizer: str) -> None:
-    whole = go(tmp_path / "whole", optimizer=optimizer)
+@pytest.mark.parametrize(
+    ("optimizer", "changes"),
+    [
+        ("sgd", {"sweep": "loop"}),
+        ("sgd", {}),
+        ("adamw", {}),
+        ("adamw", {"crop": 0}),
+        ("sgd", {"crop": 0, "flip": False, "sweep_memory": 70_000}),  # the training part's features lie on disk
+    ],
+)
+def test_stopped_after_every_epoch(tmp_path: Path, optimizer: str, changes: dict[str, Any]) -> None:
+    whole = go(tmp_path / "whole", optimizer=optimizer, **changes)
     assert whole is not None
-    stops, result = 0, go(tmp_path / "run", 1, optimizer)
+    stops, result = 0, go(tmp_path / "run", 1, optimizer, **changes)
     while result is None:
         stops += 1
-        result = go(tmp_path / "run", 1, optimizer)
-    assert stops == sum(record["kind"] == "epoch" for record in records(tmp_path / "whole"))
+        result = go(tmp_path / "run", 1, optimizer, **changes)
+    epochs = [record for record in records(tmp_path / "whole") if record["kind"] == "epoch"]
+    # Candidates that share a pass stop together.
+    together = "name" if changes.get("sweep") == "loop" else "phase"
+    assert stops == len({(record["round"], record["epoch"], record[together]) for record in epochs})
     assert records(tmp_path / "run") == records(tmp_path / "whole")
     assert all(torch.equal(tensor, bits(whole.model)[name]) for name, tensor in bits(result.model).items())
     assert result.history == whole.history
+    assert not (tmp_path / "run" / "features").exists()
 
 
 def test_records_behind_the_checkpoint_are_written_again(tmp_path: Path) -> None:

@@ -1,0 +1,120 @@
+"""Candidates in training together: one pass of the trunk and of the teacher for each batch, whoever takes part."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from plantops.planting.sweep.program import Program
+from plantops.planting.sweep.trunk import Values
+from plantops.planting.trunk import planted_parameters, trunk_state
+from plantops.train.batches import Batch, eval_batches
+from plantops.train.data import ImageData
+from plantops.train.loop import EVAL_BATCH, EpochResult, Feed, Learner, Score, Tally, autocast, load_tensors
+from plantops.train.objectives import full_precision
+from plantops.train.recipe import Recipe
+
+Features = Callable[[Batch], Values]
+
+
+@dataclass
+class Member:
+    """One candidate: the planted network (of which only the planted layers are used), and what it computes."""
+
+    planted: nn.Module
+    program: Program
+    recipe: Recipe
+    learner: Learner = field(init=False)
+    names: list[str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        frozen = trunk_state(self.planted)
+        self.names = [name for name in self.planted.state_dict() if name not in frozen]
+        self.learner = Learner(self.recipe, planted_parameters(self.planted))
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The entries of the planted network's state_dict that change."""
+        state = self.planted.state_dict()
+        return {name: state[name] for name in self.names}
+
+
+class SweepTrainer:
+    """``Trainer`` for several candidates at once; each trains as it would alone.
+
+    Args:
+        members: the candidates.
+        feed: batches, the teacher's logits and learning rates.
+        features: the trunk's values for a training batch; ``val_features``: for a held-out batch.
+        val: the held-out part, or None.
+    """
+
+    def __init__(
+        self,
+        members: list[Member],
+        feed: Feed,
+        recipe: Recipe,
+        features: Features,
+        val: ImageData | None,
+        val_features: Features,
+    ) -> None:
+        self.members, self.recipe, self.epoch = members, recipe, 0
+        self._feed, self._features = feed, features
+        self._val, self._val_features = val if val is not None and len(val) else None, val_features
+
+    @property
+    def finished(self) -> bool:
+        return self.epoch >= self.recipe.epochs
+
+    def run_epoch(self) -> list[EpochResult]:
+        """Train one more epoch and score the held-out part; the time is shared out evenly."""
+        began = time.perf_counter()
+        for member in self.members:
+            member.planted.train()
+        tallies = [Tally(self._feed.device) for _ in self.members]
+        lr = 0.0
+        for batch, teacher_logits, lr in self._feed.epoch(self.epoch):
+            values = self._features(batch)
+            for member, tally in zip(self.members, tallies, strict=True):
+                member.learner.step(partial(member.program, values), batch.labels, teacher_logits, lr, tally)
+        self.epoch += 1
+        train, val = [tally.score() for tally in tallies], self._score_val()
+        seconds = (time.perf_counter() - began) / len(self.members)
+        return [
+            EpochResult.of(self.epoch, self.recipe.epochs, lr, *scores, seconds)
+            for scores in zip(train, val, strict=True)
+        ]
+
+    def tensors(self) -> list[dict[str, Tensor]]:
+        return [member.tensors() for member in self.members]
+
+    def state(self) -> dict[str, Any]:
+        """Everything else that changes, loadable with ``weights_only=True``."""
+        return {"members": [member.learner.state() for member in self.members]}
+
+    def load(self, tensors: Sequence[Mapping[str, Tensor]], state: Mapping[str, Any], epoch: int) -> None:
+        """Put back what ``tensors``, ``state`` and ``epoch`` were."""
+        for member, own, learned in zip(self.members, tensors, state["members"], strict=True):
+            load_tensors(member.planted, own)
+            member.learner.load(learned)
+        self.epoch = epoch
+
+    def _score_val(self) -> list[Score | None]:
+        if self._val is None:
+            return [None] * len(self.members)
+        for member in self.members:
+            member.planted.eval()
+        tallies = [Tally(self._val.device) for _ in self.members]
+        with torch.no_grad(), autocast(self.recipe.precision, self._val.device):
+            for batch in eval_batches(self._val, EVAL_BATCH, self.recipe.channels_last):
+                values = self._val_features(batch)
+                for member, tally in zip(self.members, tallies, strict=True):
+                    logits = full_precision(member.program(values))
+                    loss = nn.functional.cross_entropy(logits, batch.labels, reduction="sum")
+                    tally.add(loss, logits, batch.labels)
+        return [tally.score() for tally in tallies]

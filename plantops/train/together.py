@@ -1,0 +1,65 @@
+"""Networks that are trained in one pass: what a session needs of their trainer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from plantops.train.loop import EpochResult, Trainer
+
+
+@dataclass(frozen=True)
+class Part:
+    """One of the networks that are trained together: its key in the run, its name and what else its records say."""
+
+    key: str
+    name: str
+    labels: Mapping[str, Any]
+
+
+class Together(Protocol):
+    """``Trainer`` for several networks: one result, and one set of tensors, for each."""
+
+    @property
+    def epoch(self) -> int: ...
+
+    @property
+    def finished(self) -> bool: ...
+
+    def run_epoch(self) -> Sequence[EpochResult]: ...
+
+    def tensors(self) -> Sequence[Mapping[str, Tensor]]: ...
+
+    def state(self) -> Mapping[str, Any]: ...
+
+    def load(self, tensors: Sequence[Mapping[str, Tensor]], state: Mapping[str, Any], epoch: int) -> None: ...
+
+
+class Alone:
+    """A ``Trainer`` as the only one of several."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        self._trainer = trainer
+
+    @property
+    def epoch(self) -> int:
+        return self._trainer.epoch
+
+    @property
+    def finished(self) -> bool:
+        return self._trainer.finished
+
+    def run_epoch(self) -> list[EpochResult]:
+        return [self._trainer.run_epoch()]
+
+    def tensors(self) -> list[Mapping[str, Tensor]]:
+        return [self._trainer.tensors()]
+
+    def state(self) -> Mapping[str, Any]:
+        return self._trainer.state()
+
+    def load(self, tensors: Sequence[Mapping[str, Tensor]], state: Mapping[str, Any], epoch: int) -> None:
+        self._trainer.load(tensors[0], state, epoch)

@@ -1,0 +1,303 @@
+"""The sweep in one pass trains every candidate as the loop does, keeps what it may keep, and holds what it says."""
+
+import copy
+import gc
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from plantops.graph.capture import Untraceable
+from plantops.graph.forward import Forward
+from plantops.models import PlantingNet
+from plantops.planting import Planter, PlanterConfig, trunk_hash
+from plantops.planting.candidate import Candidate, plant_growth, sweep_loop
+from plantops.planting.search import wanted_growths
+from plantops.planting.sweep import round as one_pass
+from plantops.planting.sweep.features import FeatureStore
+from plantops.planting.sweep.trunk import Trunk
+from plantops.train.batches import Augment, epoch_batches
+from plantops.train.data import ImageData
+from plantops.train.run import Run, read_run
+from plantops.train.session import Session
+
+
+class Residual(nn.Module):
+    """A block with a sum around it, a norm inside, and layers that grow together."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 3, padding=1)
+        self.conv1, self.norm1 = nn.Conv2d(4, 5, 3, padding=1, stride=2, bias=False), nn.BatchNorm2d(5)
+        self.conv2 = nn.Conv2d(5, 6, 3, padding=1, padding_mode="reflect")
+        self.short = nn.Conv2d(4, 6, 1, stride=2)
+        self.act, self.pool, self.drop = nn.ReLU(inplace=True), nn.MaxPool2d(2), nn.Dropout(0.5)
+        self.hidden, self.head = nn.Linear(6 * 2 * 2, 8), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.act(self.stem(x))
+        inner = self.act(self.norm1(self.conv1(x)))
+        total = self.conv2(inner)
+        total += self.short(x)
+        y = self.pool(F.relu(total, inplace=True))
+        return self.head(self.drop(self.act(self.hidden(y.reshape(y.size(0), -1)))))
+
+
+class Unfollowed(nn.Module):
+    """The convolution can be followed for the example's sizes only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.conv2, self.head = nn.Conv2d(3, 3, 3), nn.Conv2d(3, 4, 3), nn.Linear(4, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv1(x).relu()
+        if x.shape[2] > 2:
+            x = self.conv2(x)
+        return self.head(x.mean((2, 3)))
+
+
+def network(kind: str, dtype: torch.dtype) -> nn.Module:
+    own = torch.Generator().manual_seed(5)
+    if kind in ("chain", "normed"):
+        model: nn.Module = PlantingNet(
+            [4] * 5, 5, image_size=8, fc_width=12, batch_norm=kind == "normed", generator=own
+        )
+    else:
+        model = {"residual": Residual, "unfollowed": Unfollowed}[kind]()
+    with torch.no_grad():
+        for name, tensor in sorted(model.state_dict().items()):
+            if tensor.is_floating_point():
+                drawn = torch.randn(tensor.shape, generator=own)
+                tensor.copy_(drawn.abs() + 0.5 if "running_var" in name else drawn / max(1, tensor[0].numel()) ** 0.5)
+    return model.to(dtype)
+
+
+def images(count: int, seed: int) -> ImageData:
+    own = torch.Generator().manual_seed(seed)
+    pixels, labels = torch.rand(count, 3, 8, 8, generator=own), torch.randint(0, 5, (count,), generator=own)
+    return ImageData(pixels, labels, torch.full((3,), 0.5), torch.full((3,), 0.3), 5)
+
+
+@pytest.fixture(autouse=True)
+def double_images(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Images have the dtype that the test asks for; the loaders only know float32."""
+    dtype = getattr(request.node, "callspec", None) and request.node.callspec.params.get("dtype", torch.float32)
+    whole = ImageData.normalise
+    monkeypatch.setattr(ImageData, "normalise", lambda self, images: whole(self, images).to(dtype or torch.float32))
+
+
+def planter(kind: str, dtype: torch.dtype = torch.float32, run: Run | None = None, **changes: Any) -> Planter:
+    fields = {"channels": 2, "epochs": 2, "batch_size": 12, "lr": 0.05, "init": "kaiming", "grow_linear": True}
+    own = torch.Generator().manual_seed(9)
+    teacher = PlantingNet([6] * 5, 5, image_size=8, fc_width=12, generator=own).to(dtype)
+    session = None if run is None else Session(run)
+    config = PlanterConfig(**{**fields, **changes})
+    return Planter(network(kind, dtype), teacher, images(30, 0), images(20, 1), config, session=session)
+
+
+Trained = tuple[list[Candidate], list[Tensor], list[Tensor]]
+
+
+def trained(search: Planter, sweep: Any, sites: list[str] | None = None) -> Trained:
+    """Candidates of one round, and for each what its blocks were and have become."""
+    around, student = search.around, search.initial
+    growths = [growth for growth in wanted_growths(2, student.plan) if sites is None or growth.site in sites]
+    starts = []
+    for growth in growths:
+        state = plant_growth(around, student, 1, growth).state_dict()
+        starts.append({name: tensor.double().clone() for name, tensor in state.items()})
+    candidates = sweep(around, student, 1, growths)
+    ends, begins = [], []
+    for candidate, start in zip(candidates, starts, strict=True):
+        blocks = around.session.tensors(candidate.key)
+        ends.append(torch.cat([tensor.double().flatten() for tensor in blocks.values()]))
+        begins.append(torch.cat([start[name].flatten() for name in blocks]))
+    return candidates, begins, ends
+
+
+def check_alike(search: dict[str, Any], tolerance: float, loss_tolerance: float) -> None:
+    """What training changed is the same for loop and shared sweep."""
+    loop, start, expected = trained(planter(**search), sweep_loop)
+    shared, _, actual = trained(planter(**search), one_pass.sweep_shared)
+    assert len(shared) == len(loop) >= 2
+    for one, other, begin, want, got in zip(loop, shared, start, expected, actual, strict=True):
+        assert (want - begin).norm() > 1e-3 * want.norm(), "nothing was trained"
+        assert (got - want).norm() <= tolerance * (want - begin).norm(), one.growth.site
+        assert one.loss == pytest.approx(other.loss, rel=loss_tolerance)
+        assert one.train_loss == pytest.approx(other.train_loss, rel=loss_tolerance)
+        assert (one.key, one.parameters, one.macs) == (other.key, other.parameters, other.macs)
+    if tolerance < 1e-6:
+        assert min(loop, key=lambda c: c.loss).growth == min(shared, key=lambda c: c.loss).growth
+
+
+AUGMENTED = [{}, {"flip": True}, {"crop": 1, "flip": True}]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("kind", ["chain", "normed", "residual"])
+@pytest.mark.parametrize("augmented", AUGMENTED, ids=["plain", "flips", "crops"])
+def test_one_step_is_the_loops(kind: str, augmented: dict[str, Any], dtype: torch.dtype) -> None:
+    """One optimizer step on all images; the biases in front of a norm have no gradient but rounding."""
+    changes = {"batch_size": 30, "epochs": 1, "schedule": "constant", "lr": 5.0, **augmented}
+    tolerance = 1e-12 if dtype == torch.float64 else 1e-5
+    check_alike({"kind": kind, "dtype": dtype, **changes}, tolerance, tolerance)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64])
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize("augmented", AUGMENTED, ids=["plain", "flips", "crops"])
+def test_fifty_steps_are_the_loops(optimizer: str, augmented: dict[str, Any], dtype: torch.dtype) -> None:
+    changes = {"batch_size": 6, "epochs": 10, "optimizer": optimizer, "lr": 0.02, **augmented}
+    check_alike({"kind": "chain", "dtype": dtype, **changes}, 1e-8, 1e-8)
+
+
+@pytest.mark.parametrize("kind", ["chain", "residual"])
+def test_bfloat16_is_the_loops_to_its_epsilon(kind: str) -> None:
+    changes = {"batch_size": 30, "epochs": 1, "schedule": "constant", "lr": 5.0, "precision": "bf16"}
+    check_alike({"kind": kind, **changes}, 4 * torch.finfo(torch.bfloat16).eps, torch.finfo(torch.bfloat16).eps)
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("kind", ["chain", "residual"])
+def test_a_candidate_does_not_depend_on_who_shares_its_pass(kind: str, channels_last: bool) -> None:
+    _, _, everyone = trained(planter(kind, channels_last=channels_last), one_pass.sweep_shared)
+    search = planter(kind, channels_last=channels_last)
+    for place, site in enumerate(search.initial.plan):
+        _, _, alone = trained(planter(kind, channels_last=channels_last), one_pass.sweep_shared, [site])
+        assert torch.equal(alone[0], everyone[place]), site
+
+
+@pytest.mark.parametrize("augmented", AUGMENTED, ids=["plain", "flips", "crops"])
+def test_nothing_else_moves(augmented: dict[str, Any]) -> None:
+    search = planter("normed", epochs=3, **augmented)
+    before = trunk_hash(search.initial.model), copy.deepcopy(search.around.train.images)
+    trained(search, one_pass.sweep_shared)
+    assert trunk_hash(search.initial.model) == before[0]
+    assert torch.equal(search.around.train.images, before[1])
+
+
+def records(path: Path, kind: str) -> list[dict[str, Any]]:
+    return [record for record in read_run(path).metrics if record["kind"] == kind]
+
+
+def test_the_run_says_how_each_candidate_was_trained(tmp_path: Path) -> None:
+    for kind in ("residual", "unfollowed"):
+        with Run.create(tmp_path / kind, {}) as run:
+            trained(planter(kind, run=run), one_pass.sweep_shared)
+    (shared,), (loop,) = records(tmp_path / "residual", "sweep"), records(tmp_path / "unfollowed", "sweep")
+    modes = {"stem": "suffix", "conv1": "slices", "conv2": "suffix", "hidden": "slices"}
+    assert (shared["mode"], shared["sites"], shared["groups"]) == ("shared", modes, 1)
+    assert loop["mode"] == "loop"
+    assert "for the sizes of the example inputs only" in loop["reason"]
+
+
+# Memory
+
+
+def test_groups_that_fit_the_budget(tmp_path: Path) -> None:
+    """Smaller groups, the same bits; too little for one candidate is said."""
+    with Run.create(tmp_path / "whole", {}) as run:
+        _, _, whole = trained(planter("chain", run=run, crop=1), one_pass.sweep_shared)
+    held = records(tmp_path / "whole", "sweep")[0]["batch_bytes"]
+    with Run.create(tmp_path / "small", {}) as run:
+        search = planter("chain", run=run, crop=1, sweep_memory=held - 1)
+        _, _, grouped = trained(search, one_pass.sweep_shared)
+    (record,) = records(tmp_path / "small", "sweep")
+    assert record["groups"] == 2
+    assert record["batch_bytes"] < held
+    assert all(torch.equal(a, b) for a, b in zip(whole, grouped, strict=True))
+    with pytest.raises(ValueError, match=r"sweep_memory must be at least \d+ bytes for the candidate at conv1, got 10"):
+        trained(planter("chain", sweep_memory=10), one_pass.sweep_shared)
+
+
+def test_features_on_disk_give_the_bits_of_memory(tmp_path: Path) -> None:
+    _, _, memory = trained(planter("chain", flip=True), one_pass.sweep_shared)
+    with Run.create(tmp_path / "run", {}) as run:
+        _, _, disk = trained(planter("chain", run=run, flip=True, sweep_memory=60_000), one_pass.sweep_shared)
+    assert all(torch.equal(a, b) for a, b in zip(memory, disk, strict=True))
+    assert not (tmp_path / "run" / "features").exists()
+
+
+@pytest.fixture
+def trunk() -> Trunk:
+    model = network("chain", torch.float32).eval().requires_grad_(False)
+    return Trunk(Forward.of(model, (torch.zeros(2, 3, 8, 8),)), ["conv2", "pool", "conv5"], "float32")
+
+
+def test_kept_features_are_the_trunks(trunk: Trunk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both versions of every image, in memory and on disk; a complete file is taken up, one of other weights is not."""
+    data = images(30, 3)
+    folder = tmp_path / "features"
+    calls: list[int] = []
+    whole = Trunk.__call__
+
+    def counted(self: Trunk, batch: Tensor) -> dict[str, Tensor]:
+        calls.append(len(batch))
+        return whole(self, batch)
+
+    stores = [FeatureStore(trunk, None, 1 << 20), *(FeatureStore(trunk, folder, 0) for _ in range(2))]
+    monkeypatch.setattr(Trunk, "__call__", counted)
+    counts = []
+    for store in stores:
+        calls.clear()
+        features = store.of(data, 2, False)
+        counts.append(sum(calls))
+        for batch in epoch_batches(data, 8, seed=4, augment=Augment(0, True)):
+            kept, computed = features(batch), whole(trunk, batch.images)
+            assert set(kept) == set(computed) == {"input_1", "conv2", "pool", "conv5"}
+            assert all(torch.allclose(kept[name], computed[name], atol=1e-6) for name in kept)
+    first, second, again = counts
+    assert first == second > 60 > again
+    trunk.forward.model.get_submodule("conv1").weight.add_(1.0)  # type: ignore[union-attr, operator]
+    calls.clear()
+    changed = FeatureStore(trunk, folder, 0)
+    changed.of(data, 2, False)
+    assert sum(calls) == second
+    for store in (*stores, changed):
+        store.close()
+    assert not folder.exists()
+
+
+def test_fifty_rounds_hold_no_more_than_two() -> None:
+    search = planter("chain", epochs=1)
+    held = []
+    for _ in range(50):
+        candidates, _, _ = trained(search, one_pass.sweep_shared, ["conv1", "conv3"])
+        search.around.session.forget(candidate.key for candidate in candidates)
+        search.around.session._finished.clear()
+        gc.collect()
+        held.append(sum(entry.nbytes for entry in gc.get_objects() if type(entry) is Tensor))
+    assert held[-1] == held[1]
+
+
+# The forward, step by step
+
+
+def test_steps_leave_their_inputs_alone() -> None:
+    model = network("residual", torch.float64).eval().requires_grad_(False)
+    inputs = torch.randn(3, 3, 8, 8, dtype=torch.float64)
+    forward = Forward.of(model, (inputs[:2],))
+    values: dict[str, Any] = {forward.input: inputs}
+    copies = {}
+    for step in forward.steps:
+        values[step.name] = forward.run_of(step)(values)
+        copies[step.name] = copy.deepcopy(values[step.name])
+    assert torch.equal(values[forward.output], model(inputs))
+    for name, value in copies.items():
+        assert value == values[name] if isinstance(value, int) else torch.equal(value, values[name]), name
+
+
+class Writes(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        x = x * 2
+        torch.add(x, 1.0, out=x)
+        return x
+
+
+def test_a_forward_that_writes_is_refused() -> None:
+    with pytest.raises(Untraceable, match="writes into a tensor"):
+        Forward.of(Writes(), (torch.zeros(2, 3),))
