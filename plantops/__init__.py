@@ -4,7 +4,7 @@ __version__ = "0.1.0"
 
 from plantops import functional, models, nn
 from plantops.graph import Plan, Site, trace
-from plantops.planting import Planter, PlanterConfig, PlanterResult, load, merge, plant, save
+from plantops.planting import Planter, PlanterConfig, PlanterResult, carry_state, load, merge, plant, save
 
 __all__ = [
     "Plan",
@@ -12,6 +12,7 @@ __all__ = [
     "PlanterConfig",
     "PlanterResult",
     "Site",
+    "carry_state",
     "functional",
     "load",
     "merge",

@@ -1,5 +1,6 @@
 """plant(), merge(), initialisers, the sweep and the search over rounds."""
 
+from plantops.planting.carry import carry_state
 from plantops.planting.check import PlantingError, check_function_preserving
 from plantops.planting.config import PlanterConfig
 from plantops.planting.gradmax import GradMax
@@ -20,6 +21,7 @@ __all__ = [
     "PlanterConfig",
     "PlanterResult",
     "PlantingError",
+    "carry_state",
     "check_function_preserving",
     "find_network",
     "load",

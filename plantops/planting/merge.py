@@ -7,6 +7,7 @@ from torch import nn
 from plantops.planting.blocks import PLANTED
 from plantops.planting.pins import unpin
 from plantops.planting.plant import RECORD, Record
+from plantops.planting.stale import note_copied, note_replaced
 from plantops.planting.swap import replace
 
 
@@ -22,6 +23,9 @@ def merge(model: nn.Module, inplace: bool = False) -> nn.Module:
         model: a model that ``plant`` returned, or any model with planted layers.
         inplace: change ``model`` itself instead of a deep copy.
     """
+    planted = [(name, module) for name, module in model.named_modules() if isinstance(module, PLANTED)]
+    if planted and not inplace:
+        note_copied(dict(model.named_parameters()), "plantops.merge")
     model = model if inplace else copy.deepcopy(model)
     if isinstance(model, PLANTED):
         if inplace:
@@ -30,6 +34,10 @@ def merge(model: nn.Module, inplace: bool = False) -> nn.Module:
     for module in list(model.modules()):
         if isinstance(module, PLANTED):
             replace(model, module, module.merge())
+    if inplace:
+        for name, module in planted:
+            blocks = {f"{name}.{key}": block for key, block in module.named_parameters(recurse=False)}
+            note_replaced(blocks, "plantops.merge(..., inplace=True)")
     unpin(model)
     _restore(model)
     return model

@@ -13,7 +13,9 @@ from plantops.graph.layers import widths
 from plantops.planting.blocks import Blocks, build
 from plantops.planting.gradmax import GradMax
 from plantops.planting.initialise import check_init, initialise, layer_init
+from plantops.planting.originals import Originals
 from plantops.planting.pins import pin
+from plantops.planting.stale import note_copied, note_replaced
 from plantops.planting.swap import replace
 from plantops.planting.trunk import planted_parameters
 
@@ -22,11 +24,15 @@ RECORD = "_plantops_record"
 
 @dataclass(frozen=True)
 class Record:
-    """What ``merge`` needs to undo a ``plant``; kept on the planted model. ``requires_grad``: by parameter name."""
+    """What is known of a ``plant``; kept on the planted model.
+
+    ``requires_grad``: by parameter name, for ``merge``; ``originals``: the parameters before, for ``carry_state``.
+    """
 
     site: Site
     channels: int
     requires_grad: dict[str, bool]
+    originals: Originals
 
 
 def plant(
@@ -85,6 +91,7 @@ def plant(
     else:
         check_init(init, site, channels)
 
+    before = dict(model.named_parameters(remove_duplicate=False))
     model = model if inplace else copy.deepcopy(model)
     layers_start = "zero_in" if isinstance(init, GradMax) else layer_init(init)
     blocks = build(model, site, channels, layers_start, generator, input_grad)
@@ -92,7 +99,13 @@ def plant(
         start.fill(blocks)
     else:
         initialise(blocks, init, generator)
-    _swap_in(model, blocks)
+    _swap_in(model, blocks, Originals(before))
+    if inplace:
+        kept = {id(parameter) for parameter in model.parameters()}
+        gone = {name: parameter for name, parameter in before.items() if id(parameter) not in kept}
+        note_replaced(gone, "plantops.plant(..., inplace=True)")
+    else:
+        note_copied(before, "plantops.plant")
     return model
 
 
@@ -130,7 +143,7 @@ def _check_site(model: nn.Module, site: Site) -> None:
             )
 
 
-def _swap_in(model: nn.Module, blocks: Blocks) -> None:
+def _swap_in(model: nn.Module, blocks: Blocks, originals: Originals) -> None:
     """Put the planted layers in place and make all else the trunk."""
     flags = {name: parameter.requires_grad for name, parameter in model.named_parameters(remove_duplicate=False)}
     for name, planted in blocks.all().items():
@@ -142,4 +155,4 @@ def _swap_in(model: nn.Module, blocks: Blocks) -> None:
             parameter.requires_grad_(False)
             # An optimizer moves a parameter that has a gradient, whether or not it requires one.
             parameter.grad = None
-    setattr(model, RECORD, Record(blocks.site, blocks.channels, flags))
+    setattr(model, RECORD, Record(blocks.site, blocks.channels, flags, originals))

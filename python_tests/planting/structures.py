@@ -1,5 +1,7 @@
 """Small networks, one for every structure that trace follows, with the sites that it must find."""
 
+import copy
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -140,7 +142,7 @@ def network(name: str) -> nn.Module:
     """The network in float64, with norm statistics and slopes that are not those of a start."""
     way, features, modules, _ = STRUCTURES[name]
     generator = torch.Generator().manual_seed(0)
-    net = Wired(way, features, **modules).double()
+    net = Wired(way, features, **copy.deepcopy(modules)).double()
     with torch.no_grad():
         for tensor in net.state_dict().values():
             if tensor.is_floating_point():
