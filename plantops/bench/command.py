@@ -13,10 +13,13 @@ import torch
 from plantops.bench import registry
 from plantops.bench.case import OURS, Case
 from plantops.bench.display import show
+from plantops.bench.gpu import GpuTimer
 from plantops.bench.plots import draw
 from plantops.bench.record import Row, read_csv, write_csv
 from plantops.bench.runner import Settings, run
 from plantops.bench.trace import write_trace
+from plantops.bench.tune import tune, write_table
+from plantops.ops import _tuned
 from plantops.ops._registry import IMPLS
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
@@ -47,6 +50,14 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--append", action="store_true", help="add to the CSV files of the folder, do not replace them")
     p.add_argument("--no-plots", action="store_true", help="draw nothing (plots need matplotlib)")
     p.add_argument("--trace", action="store_true", help="write a torch.profiler trace of every case")
+    p.add_argument(
+        "--tune",
+        nargs="?",
+        const=_tuned.own_folder(),
+        type=Path,
+        metavar="FOLDER",
+        help='instead: write the table that impl="auto" follows on this GPU; default folder: ~/.cache/plantops/tuned',
+    )
     return p
 
 
@@ -70,6 +81,8 @@ def main(arguments: Sequence[str]) -> int:
     chosen = {name: registry.benchmark(name).cases(settings) for name in names}
     if not any(settings.only in case.name for cases in chosen.values() for case in cases):
         raise ValueError(f"--only {settings.only!r} leaves no case.")
+    if options.tune:
+        return _tune([case for cases in chosen.values() for case in cases], settings, options.tune)
     wrong = [row for name, cases in chosen.items() for row in _one(name, cases, settings, options)]
     return 1 if wrong else 0
 
@@ -129,6 +142,24 @@ def _one(name: str, cases: Sequence[Case], settings: Settings, options: argparse
         written += [write_trace(case, settings.device, options.out) for case in cases if settings.only in case.name]
     print("\n".join(map(str, written)))
     return [row for row in rows[before:] if row["status"].startswith("wrong") and row["role"] == OURS]
+
+
+def _tune(cases: Sequence[Case], settings: Settings, folder: Path) -> int:
+    """Writes the table of this GPU."""
+    if settings.device.type != "cuda":
+        raise ValueError('--tune needs a CUDA device: impl="auto" follows such a table on CUDA alone.')
+
+    def report(name: str, block: Sequence[Row]) -> None:
+        print(name)
+        for row in block:
+            times = ", ".join(f"{impl} {milliseconds:g} ms" for impl, milliseconds in row["ms"].items())
+            print(f"  {row['op']}: {row['impl']} ({times})", flush=True)
+
+    chosen = [case for case in cases if settings.only in case.name]
+    rows = tune(chosen, settings, GpuTimer(settings.device, graph=True), report)
+    name = _tuned.architecture(settings.device.index)
+    print(write_table(folder / f"{name}.json", rows, settings.device))
+    return 0
 
 
 def _can_draw() -> bool:

@@ -7,7 +7,7 @@ the same Python kernel, reachable for them as `plantops_python::<stem>`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from plantops._extension import STATUS
-from plantops.ops import _triton
+from plantops.ops import _triton, _tuned
 
 IMPLS = ("auto", "reference", "aten", "native", "triton")
 
@@ -25,11 +25,13 @@ _private = torch.library.Library("plantops_python", "DEF")
 
 @dataclass(frozen=True)
 class Op:
-    """One defined op: `implementations` are its Python ones, `choose` names the one that `auto` stands for."""
+    """One defined op: `implementations` are its Python ones, `choose` names the one that `auto` stands for on a CPU,
+    `key` gives the traits and features by which a measured table knows a call on CUDA."""
 
     stem: str
     implementations: Mapping[str, Callable[..., Any]]
     choose: Callable[..., str]
+    key: Callable[..., _tuned.Key] | None
 
 
 _ops: dict[str, Op] = {}
@@ -46,21 +48,37 @@ def define(
     implementations: Mapping[str, Callable[..., Any]],
     fake: Callable[..., Any],
     choose: Callable[..., str] = _aten,
+    key: Callable[..., _tuned.Key] | None = None,
 ) -> Callable[..., Any]:
     """Defines `plantops::<stem><schema>` and returns a function that calls it.
 
-    The last argument of the schema is `str impl`. `implementations` and `choose` are called with the other
-    arguments; `choose` returns the name of an implementation that can compute them. Without `choose`, "auto" is for
-    the compiled kernel to take, and ATen where there is none.
+    The last argument of the schema is `str impl`. `implementations`, `choose` and `key` are called with the other
+    arguments. On a CPU `choose` returns the name of an implementation that can compute them; without `choose`, "auto"
+    is for the compiled kernel to take, and ATen where there is none. On CUDA "auto" is what the measured table
+    (`_tuned`) says of the call's `key`, and ATen without a row, without a key, or where that implementation refuses.
 
     The op resolves "auto" inside itself, at run time. The returned function resolves it before the call where nothing
     is being compiled: the same choice without the way through C++, Python and C++ again (20 us a call).
     """
-    op = Op(stem, implementations, choose)
+    op = Op(stem, implementations, choose, key)
+
+    def measured(device: torch.device, *rest: Any) -> Any:
+        impl = "aten"
+        if key is not None:
+            impl = _tuned.choose(stem, _tuned.architecture(device.index), *key(*rest))
+        if impl != "aten" and live(stem, impl, device.type):
+            try:
+                return overload(*rest, impl)
+            except NotImplementedError:  # the row is a neighbour's: ATen computes every shape
+                pass
+        return overload(*rest, "aten")
 
     def kernel(*args: Any) -> Any:
         *rest, impl = args
         if impl == "auto":
+            device = _device(rest)
+            if device.type == "cuda":
+                return measured(device, *rest)
             impl = choose(*rest)
             if impl == "native":
                 return overload(*rest, "native")
@@ -73,9 +91,12 @@ def define(
         return function(*rest)
 
     def resolved(*args: Any) -> Any:
-        if args[-1] == "auto" and not torch.compiler.is_compiling():
-            return overload(*args[:-1], choose(*args[:-1]))
-        return overload(*args)
+        if args[-1] != "auto" or torch.compiler.is_compiling():
+            return overload(*args)
+        device = _device(args)
+        if device.type == "cuda":
+            return measured(device, *args[:-1])
+        return overload(*args) if choose is _aten else overload(*args[:-1], choose(*args[:-1]))
 
     for library in (_public, _private):
         library.define(stem + schema, tags=(torch.Tag.pt2_compliant_tag,))
@@ -83,11 +104,26 @@ def define(
         torch.library.register_fake(f"{library.ns}::{stem}", fake, lib=library)
     overload = getattr(torch.ops.plantops, stem).default
     _ops[stem] = op
-    return overload if choose is _aten else resolved
+    return overload if choose is _aten and key is None else resolved
 
 
-def _device_type(args: list[Any]) -> str:
-    return next((a.device.type for a in args if isinstance(a, torch.Tensor)), "cpu")
+def _device(args: Sequence[Any]) -> torch.device:
+    """The device of the first tensor, which may be in a list."""
+    for argument in args:
+        first = argument[0] if isinstance(argument, (list, tuple)) and argument else argument
+        if isinstance(first, torch.Tensor):
+            return first.device
+    return torch.device("cpu")
+
+
+def _device_type(args: Sequence[Any]) -> str:
+    return _device(args).type
+
+
+def key(stem: str, args: Sequence[Any]) -> _tuned.Key | None:
+    """How a measured table knows a call of an op; `args` without `impl`. None for an op that has no key."""
+    made = _ops[stem].key
+    return None if made is None else made(*args)
 
 
 def check_impl(impl: str) -> None:

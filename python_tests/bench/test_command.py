@@ -13,9 +13,14 @@ QUICK = ["--rounds", "2", "--no-compile", "--busy", "--impls", "auto,aten"]
 PROVENANCE = ("hardware", "driver", "torch", "triton", "cuda", "commit", "date", "threads", "plantops")
 
 
-def test_a_run_writes_rows_plots_and_a_trace(tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch):
+@pytest.fixture(autouse=True)
+def _quick_ceilings(monkeypatch):
     monkeypatch.setattr("plantops.bench.ceilings.COPY_BYTES", {"cpu": 1 << 22})
     monkeypatch.setattr("plantops.bench.ceilings.MATMUL_SIZE", {"cpu": 128})
+    monkeypatch.setattr("plantops.bench.ceilings.CONVOLUTION", (1, 8, 8))
+
+
+def test_a_run_writes_rows_plots_and_a_trace(tmp_path: Path, capsys: pytest.CaptureFixture):
     arguments = ["planted_conv2d", *QUICK, "--shape", "2,4,2,3,2,3,6,planted", "--trace", "--out", str(tmp_path)]
     assert command.main(arguments) == 0
     rows = read_csv(tmp_path / "planted_conv2d_cpu.csv")

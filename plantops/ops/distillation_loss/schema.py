@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from plantops.ops import _registry, _triton
+from plantops.ops import _registry, _triton, _tuned
 from plantops.ops._checks import compute_dtype
 from plantops.ops.distillation_loss import aten, reference
 
@@ -44,6 +44,7 @@ forward_op = _registry.define(
         "triton": _triton.late(TRITON, "forward"),
     },
     fake=_fake,
+    key=_tuned.of_rows,
 )
 backward_op = _registry.define(
     "distillation_loss_backward",
@@ -55,4 +56,5 @@ backward_op = _registry.define(
         "triton": _triton.late(TRITON, "backward"),
     },
     fake=_fake_backward,
+    key=_tuned.of_rows_backward,
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from plantops.ops import _registry, _triton
+from plantops.ops import _registry, _triton, _tuned
 from plantops.ops._checks import compute_dtype
 from plantops.ops.kl_div_logits import aten, reference
 
@@ -53,6 +53,7 @@ forward_op = _registry.define(
         "triton": _triton.late(TRITON, "forward"),
     },
     fake=_fake,
+    key=_tuned.of_rows,
 )
 backward_op = _registry.define(
     "kl_div_logits_backward",
@@ -64,6 +65,7 @@ backward_op = _registry.define(
         "triton": _triton.late(TRITON, "backward"),
     },
     fake=_fake_backward,
+    key=_tuned.of_rows_backward,
 )
 value_and_grad_op = _registry.define(
     "kl_div_logits_value_and_grad",
@@ -74,4 +76,5 @@ value_and_grad_op = _registry.define(
         "triton": _triton.late(TRITON, "value_and_grad"),
     },
     fake=_fake_value_and_grad,
+    key=_tuned.of_rows,
 )

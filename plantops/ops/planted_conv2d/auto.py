@@ -1,6 +1,7 @@
-"""What impl="auto" stands for on a CPU: the faster of ATen and native at the nearest measured shape.
+"""What impl="auto" stands for: on a CPU the faster of ATen and native at the nearest measured shape.
 
-The measurements are data, `auto_cpu.json`, written by `benchmarks/tune_planted_conv2d.py`; nothing is timed here.
+The measurements are data, `auto_cpu.json`, written by `benchmarks/tune_planted_conv2d.py`; nothing is timed here. For
+CUDA there are the keys of a call in the tables of `plantops.ops._tuned`.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from plantops.ops import _registry
+from plantops.ops import _registry, _tuned
 from plantops.ops._layout import memory_format
 from plantops.ops.planted_conv2d import shapes
 
@@ -87,25 +88,54 @@ def _available(stem: str, tensor: Tensor, stride: Sequence[int], groups: int) ->
     )
 
 
+def _forward_shape(args: Sequence[Any]) -> Shape:
+    input, weight, weight_out, weight_in = args[:4]
+    planted_in = 0 if weight_in is None else weight_in.shape[1]
+    return _shape(weight, weight_out, planted_in, input.shape[2:])
+
+
+def _backward_shape(args: Sequence[Any]) -> Shape:
+    weight, weight_out, size, planted_in = args[2], args[3], args[7], args[14]
+    return _shape(weight, weight_out, int(planted_in), size)
+
+
+def _shape(weight: Tensor, weight_out: Tensor | None, planted_in: int, size: Sequence[int]) -> Shape:
+    kernel = (weight.shape[2], weight.shape[3])
+    sides = (int(size[0]), int(size[1]))
+    return Shape(weight.shape[1], planted_in, weight.shape[0], shapes.planted_out(weight_out), kernel, sides)
+
+
 def choose_forward(*args: Any) -> str:
     """The implementation for the arguments of the forward op, without `impl`."""
-    input, weight, weight_out, weight_in, _, _, stride, _, _, groups, *_ = args
+    input, stride, groups = args[0], args[6], args[9]
     if not _available("planted_conv2d", input, stride, groups):
         return "aten"
-    shape = Shape(
-        weight.shape[1], 0 if weight_in is None else weight_in.shape[1], weight.shape[0],
-        shapes.planted_out(weight_out), tuple(weight.shape[2:]), tuple(input.shape[2:]),
-    )  # fmt: skip
-    return choose("forward", input.dtype, memory_format(input), "none", shape)
+    return choose("forward", input.dtype, memory_format(input), "none", _forward_shape(args))
 
 
 def choose_backward(*args: Any) -> str:
     """The implementation for the arguments of the backward op, without `impl`."""
-    grad, _, weight, weight_out, _, _, _, size, _, stride, _, _, groups, _, planted_in, _, _, input_grad, mask = args
+    grad, stride, groups, input_grad, mask = args[0], args[9], args[12], args[17], args[18]
     if not _available("planted_conv2d_backward", grad, stride, groups):
         return "aten"
-    shape = Shape(
-        weight.shape[1], int(planted_in), weight.shape[0], shapes.planted_out(weight_out), tuple(weight.shape[2:]),
-        (int(size[0]), int(size[1])),
-    )  # fmt: skip
-    return choose("backward", grad.dtype, memory_format(grad), input_grad if mask[0] else "none", shape)
+    kind = input_grad if mask[0] else "none"
+    return choose("backward", grad.dtype, memory_format(grad), kind, _backward_shape(args))
+
+
+def forward_key(*args: Any) -> _tuned.Key:
+    """How a table for CUDA knows the forward: dtype, layout, stride, groups and pool; batch and `Shape.features`."""
+    input, stride, groups, max_pool = args[0], args[6], args[9], args[13]
+    return _traits(input, stride, groups, max_pool), (input.shape[0], *_forward_shape(args).features())
+
+
+def backward_key(*args: Any) -> _tuned.Key:
+    """The same for the backward, and which part of the input gets a gradient."""
+    grad, stride, groups, max_pool, input_grad, mask = args[0], args[9], args[12], args[16], args[17], args[18]
+    kind = input_grad if mask[0] else "none"
+    return (*_traits(grad, stride, groups, max_pool), kind), (grad.shape[0], *_backward_shape(args).features())
+
+
+def _traits(tensor: Tensor, stride: Sequence[int], groups: int, max_pool: int) -> _tuned.Traits:
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    layout = "channels_last" if memory_format(tensor) == torch.channels_last else "contiguous"
+    return dtype, layout, f"stride {stride[0]}x{stride[1]}", f"groups {groups}", f"pool {max_pool}"

@@ -94,6 +94,7 @@ forward_op = _registry.define(
     implementations={"reference": reference.forward, "aten": aten.forward},
     fake=_fake,
     choose=auto.choose_forward,
+    key=auto.forward_key,
 )
 backward_op = _registry.define(
     "planted_conv2d_backward",
@@ -105,4 +106,5 @@ backward_op = _registry.define(
     implementations={"reference": reference.backward, "aten": aten.backward},
     fake=_fake_backward,
     choose=auto.choose_backward,
+    key=auto.backward_key,
 )
