@@ -145,6 +145,8 @@ def planter_config(options: PlantOptions) -> PlanterConfig:
         "channels_last",
         "seed",
         "max_rounds",
+        "sweep",
+        "sweep_memory",
     )
     fields = {name: getattr(options, name) for name in (*same, *more, "finetune_epochs", "finetune_lr")}
     return PlanterConfig(

@@ -110,6 +110,10 @@ class PlantOptions(DataOptions, MachineOptions, NetworkOptions, OptimizerOptions
     """At most so many rounds; None: until nothing improves."""
     select: Literal["loss", "loss_per_parameter"] = "loss"
     """The winner has the smallest held-out loss, or the largest decrease of it per added parameter."""
+    sweep: Literal["shared", "loop"] = "shared"
+    """The candidates of a round in one pass over the data, or one after the other (the same training, slower)."""
+    sweep_memory: int = 4 << 30
+    """Bytes for what a shared sweep keeps of the network's values; the rest lies in the run folder or is recomputed."""
     init: Literal["zero_in", "kaiming", "zero_out", "copy"] = "zero_in"
     """Initialiser of planted blocks."""
     grow_linear: bool = False
