@@ -207,6 +207,21 @@ def test_native_repeats_bit_for_bit_for_any_number_of_threads(groups: str, set_t
         assert all(torch.equal(a, b) for a, b in zip(grads, results[0][1], strict=True))
 
 
+@pytest.mark.parametrize("impl", implementations("group_sparsity")[-1:])
+@each_groups
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+def test_weights_larger_than_the_caches(impl: str, groups: str, dtype: torch.dtype):
+    """Several batches of layers, and gradients written past the caches: aligned rows, and rows that are not."""
+    layers = weights(dtype, ((500, 512, 3, 3), (12, 7, 3, 3), (400, 500, 3, 3), (300, 300, 1, 1)))
+    for penalty in ("hierarchical_squared_group_lasso", "group_l1_2"):
+        exact = with_grad(plain, [w.double() for w in layers], penalty, groups, 0.7, 0.1)
+        for ours in (
+            with_grad(group_sparsity, layers, penalty, groups, strength=0.7, l1=0.1, impl=impl),
+            group_sparsity_value_and_grad(layers, penalty, groups, strength=0.7, l1=0.1, impl=impl),
+        ):
+            assert_close([ours[0], *ours[1]], [exact[0], *exact[1]], 1e-10 if dtype == torch.float64 else 2e-5)
+
+
 @each_impl
 @each_groups
 def test_writes_everything(impl: str, groups: str, poisoned):
