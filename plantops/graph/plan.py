@@ -90,6 +90,10 @@ class Site:
     chain: bool = True
     pinned: tuple[str, ...] = ()
 
+    def readers(self) -> tuple["Channelwise | Consumer", ...]:
+        """Every layer that new channels reach: those on the way, then those that read them."""
+        return (*self.channelwise, *self.consumers)
+
     def planted_start(self, consumer: Consumer | Channelwise) -> int:
         """First input feature of a reader, or of a layer on the way, that new channels take: behind the site's own."""
         return consumer.start + self.width * consumer.per_channel

@@ -1,5 +1,7 @@
-"""The planted layers of one site, and how its channels lie in each of them."""
+"""The planted layers of the sites that are planted together, and how each site's channels lie in them."""
 
+import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +22,7 @@ from plantops.nn import (
     PlantedLinear,
     PlantedPReLU,
 )
+from plantops.planting.arrange import arrange
 
 PlantedLayer = PlantedConv2d | PlantedLinear | PlantedConv
 PlantedNorm = PlantedBatchNorm2d | PlantedGroupNorm | PlantedInstanceNorm
@@ -39,7 +42,8 @@ class Blocks:
     """The new layers of ``site`` with ``channels`` planted ones, by the name of the layer each stands for.
 
     A layer that makes and reads the channels is in ``producers`` and in ``consumers``. ``others``: grouped
-    convolutions and activations with slopes.
+    convolutions and activations with slopes. ``offsets``: where this site's new channels begin among the new inputs of
+    a layer that several sites reach.
     """
 
     site: Site
@@ -48,6 +52,7 @@ class Blocks:
     norms: dict[str, PlantedNorm]
     others: dict[str, PlantedLayer | PlantedPReLU]
     consumers: dict[str, PlantedLayer]
+    offsets: dict[str, int]
 
     def readers(self) -> list[tuple[Consumer, PlantedLayer]]:
         return [(consumer, self.consumers[consumer.name]) for consumer in self.site.consumers]
@@ -59,39 +64,74 @@ class Blocks:
         return {**self.producers, **self.norms, **self.others, **self.consumers}
 
 
-def build(
-    model: nn.Module, site: Site, channels: int, init: str, generator: torch.Generator, input_grad: str = "full"
-) -> Blocks:
-    """New planted layers for ``site``; ``model`` itself stays as it is.
+Growth = tuple[Site, int]
+"""A site and its new channels."""
 
-    ``init``: "zero_in" or "kaiming"; ``input_grad``: that of the consumer of a chain. (Elsewhere old channels may lie
-    between two planted blocks, so their gradient is needed.)
+
+def build(
+    model: nn.Module, growths: Sequence[Growth], init: str, generator: torch.Generator, input_grad: str = "full"
+) -> list[Blocks]:
+    """New planted layers for all ``growths``, which may share layers; ``model`` itself stays as it is.
+
+    ``init``: "zero_in" or "kaiming"; ``input_grad``: that of the consumer of a single chain. (Elsewhere old channels
+    may lie between two planted blocks, so their gradient is needed.)
     """
-    reading: dict[str, dict[str, Any]] = {
-        reader.name: {"new_in": channels * reader.per_channel, "in_start": site.planted_start(reader), "init": init}
-        for reader in site.consumers
-    }
-    producers = {}
-    for name in site.producers:
-        options = {"init": "kaiming", **reading.get(name, {}), "generator": generator}
-        producers[name] = _planted(model.get_submodule(name), new_out=channels, **options)
-    norms: dict[str, PlantedNorm] = {}
-    others: dict[str, PlantedLayer | PlantedPReLU] = {}
-    for inner in site.channelwise:
-        layer, new, start = model.get_submodule(inner.name), channels * inner.per_channel, site.planted_start(inner)
-        if inner.kind == "norm":
-            norms[inner.name] = _planted_norm(layer, new, start)
-        elif isinstance(layer, nn.PReLU):
-            others[inner.name] = PlantedPReLU(layer, new, start=start)
+    runs = _runs(growths)
+    device = next((parameter.device for parameter in model.parameters()), None)
+    producers = {name: channels for site, channels in growths for name in site.producers}
+    inner = {layer.name: layer for site, _ in growths for layer in site.channelwise}
+    consumers = {reader.name: reader for site, _ in growths for reader in site.consumers}
+    built: dict[str, Any] = {}
+    for name in dict.fromkeys([*producers, *inner, *consumers]):
+        layer, own = model.get_submodule(name), runs.get(name, [])
+        reader: Channelwise | Consumer | None = inner.get(name) or consumers.get(name)
+        several = len(own) > 1
+        new = sum(count for _, _, count in own)
+        start = reader.features if reader is not None and several else own[0][1] if own else None
+        if name in inner:
+            assert start is not None
+            built[name] = _planted_inner(layer, new, start, generator)
         else:
-            others[inner.name] = _planted_groups(layer, new, start, generator)
-    consumers = {}
-    for name, options in reading.items():
-        if site.chain:
-            options["input_grad"] = input_grad
-        planted = producers.get(name)
-        consumers[name] = planted or _planted(model.get_submodule(name), **options, generator=generator)
-    return Blocks(site, channels, producers, norms, others, consumers)
+            options: dict[str, Any] = {"init": "kaiming", "generator": generator}
+            if name in consumers:
+                options.update(new_in=new, in_start=start, init=init)
+            if name in producers:
+                options["new_out"] = producers[name]
+            elif len(growths) == 1 and growths[0][0].chain:
+                options["input_grad"] = input_grad
+            built[name] = _planted(layer, **options)
+        if reader is not None and several:
+            outputs = getattr(layer, "out_channels", reader.features) if name in inner else None
+            arrange(built[name], reader.features, [(first, count) for _, first, count in own], outputs, device)
+    return [_of_site(site, channels, built, runs) for site, channels in growths]
+
+
+def _runs(growths: Sequence[Growth]) -> dict[str, list[tuple[str, int, int]]]:
+    """For every layer that new channels reach: whose, before which old entry, how many entries; in this order."""
+    runs: dict[str, list[tuple[str, int, int]]] = {}
+    for site, channels in growths:
+        for reader in site.readers():
+            run = (site.name, site.planted_start(reader), channels * reader.per_channel)
+            runs.setdefault(reader.name, []).append(run)
+    return {name: sorted(own, key=lambda run: run[1]) for name, own in runs.items()}
+
+
+def _of_site(site: Site, channels: int, built: dict[str, Any], runs: dict[str, list[tuple[str, int, int]]]) -> Blocks:
+    norms = [layer.name for layer in site.channelwise if layer.kind == "norm"]
+    others = [layer.name for layer in site.channelwise if layer.kind != "norm"]
+    offsets = {}
+    for reader in site.readers():
+        before = itertools.takewhile(lambda run: run[0] != site.name, runs[reader.name])
+        offsets[reader.name] = sum(count for _, _, count in before)
+    return Blocks(
+        site,
+        channels,
+        {name: built[name] for name in site.producers},
+        {name: built[name] for name in norms},
+        {name: built[name] for name in others},
+        {reader.name: built[reader.name] for reader in site.consumers},
+        offsets,
+    )
 
 
 def _planted(layer: nn.Module, **options: Any) -> PlantedLayer:
@@ -104,9 +144,12 @@ def _planted(layer: nn.Module, **options: Any) -> PlantedLayer:
     return PlantedLinear.from_linear(layer, **options)
 
 
-def _planted_groups(layer: nn.Module, new_in: int, start: int, generator: torch.Generator) -> PlantedLayer:
-    """New groups of a grouped convolution, for ``new_in`` new inputs at ``start``."""
-    assert isinstance(layer, _ConvNd)
+def _planted_inner(layer: nn.Module, new_in: int, start: int, generator: torch.Generator) -> nn.Module:
+    """A norm, an activation with slopes, or new groups of a grouped convolution, for ``new_in`` new inputs."""
+    if isinstance(layer, nn.PReLU):
+        return PlantedPReLU(layer, new_in, start=start)
+    if not isinstance(layer, _ConvNd):
+        return _planted_norm(layer, new_in, start)
     new_out = new_in * layer.out_channels // layer.in_channels
     if isinstance(layer, nn.Conv2d) and start == layer.in_channels:
         return PlantedConv2d.from_conv(layer, new_out, new_in, init="kaiming", generator=generator)

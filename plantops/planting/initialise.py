@@ -97,7 +97,8 @@ def _copy_out(blocks: Blocks, sources: Tensor) -> None:
             if old is not None:
                 per_feature = old.shape[0] // inner.features
                 rows = inner.start * per_feature + features_of(sources, inner.per_channel * per_feature)
-                _copy(getattr(layer, f"{name}_out"), old, rows)
+                new, first = getattr(layer, f"{name}_out"), blocks.offsets[inner.name] * per_feature
+                _copy(None if new is None else new[first : first + len(rows)], old, rows)
 
 
 def _copy_own_readers(blocks: Blocks, sources: Tensor) -> None:
@@ -124,4 +125,6 @@ def _oppose_in(blocks: Blocks, sources: Tensor) -> None:
     for consumer, layer in blocks.readers():
         columns = consumer.start + features_of(sources, consumer.per_channel).to(layer.weight.device)
         old = _filters_first(layer, layer.weight)[:, columns].unflatten(1, (len(sources), consumer.per_channel))
-        _filters_first(layer, present(layer.weight_in)).copy_(torch.stack([old, -old], dim=2).flatten(1, 3))
+        twins = torch.stack([old, -old], dim=2).flatten(1, 3)
+        first = blocks.offsets[consumer.name]
+        _filters_first(layer, present(layer.weight_in))[:, first : first + twins.shape[1]].copy_(twins)

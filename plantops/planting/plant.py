@@ -1,6 +1,7 @@
 """Plant new channels at a site of a trained model, around a trunk that no longer moves."""
 
 import copy
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -10,14 +11,14 @@ from torch.nn.modules.conv import _ConvNd
 from plantops.graph import Site, check_plain
 from plantops.graph.cost import features as channels_of
 from plantops.graph.layers import widths
-from plantops.planting.blocks import Blocks, build
-from plantops.planting.gradmax import GradMax
+from plantops.planting.blocks import Blocks, Growth, build
+from plantops.planting.gradmax import GradMax, Start
 from plantops.planting.initialise import check_init, initialise, layer_init
 from plantops.planting.originals import Originals
 from plantops.planting.pins import pin
 from plantops.planting.stale import note_copied, note_replaced
 from plantops.planting.swap import replace
-from plantops.planting.trunk import planted_parameters
+from plantops.planting.trunk import planted_parameters, sites_of
 
 RECORD = "_plantops_record"
 
@@ -29,16 +30,15 @@ class Record:
     ``requires_grad``: by parameter name, for ``merge``; ``originals``: the parameters before, for ``carry_state``.
     """
 
-    site: Site
-    channels: int
+    growths: tuple[Growth, ...]
     requires_grad: dict[str, bool]
     originals: Originals
 
 
 def plant(
     model: nn.Module,
-    site: Site,
-    channels: int,
+    site: Site | Iterable[Site],
+    channels: int | Mapping[str, int],
     init: str | GradMax = "zero_in",
     *,
     generator: torch.Generator | None = None,
@@ -55,12 +55,16 @@ def plant(
     after later calls of ``model.train()``. Hooks, device, dtype, memory format, modes and ``state_dict`` keys of the
     trunk stay. Make the optimizer after planting: ``torch.optim.SGD(planted_parameters(model), ...)``.
 
+    Several sites grow at once: new filters then read the new channels of the other sites, too. A layer that two sites
+    reach at different places of its input (behind a concatenation) reorders a copy of its input while it is planted.
+
     Args:
         model: the model that ``site`` was traced from, or a copy of it; not wrapped, not planted already.
-        site: a site of ``plantops.trace(model, example_inputs)``.
-        channels: number of new channels, at least 1 and a multiple of ``site.multiple``.
+        site: a site of ``plantops.trace(model, example_inputs)``, or several of them.
+        channels: number of new channels, at least 1 and a multiple of ``site.multiple``; for several sites one number
+            for all, or one for each by ``site.name``.
         init: how they start, see ``plantops.planting.initialise``: "zero_in" (the outputs stay exactly the same),
-            "kaiming", "zero_out", "copy", "copy_pairs", or a ``GradMax`` object.
+            "kaiming", "zero_out", "copy", "copy_pairs", or a ``GradMax`` object (for one site).
         generator: source of all randomness; ``None`` is a fresh generator with seed 0. Global generators are not used.
         inplace: change ``model`` itself instead of a deep copy.
         input_grad: "planted" lets the consumer of a chain send a gradient into the new channels alone. The planted
@@ -71,35 +75,33 @@ def plant(
         the planted model.
 
     Raises:
-        TypeError: ``site`` is not a ``Site``, ``channels`` not an integer.
-        ValueError: ``channels`` below 1 or no multiple of ``site.multiple``; a site of another model (a layer is
-            missing, widths differ); a model that is planted already, or wrapped; an ``init`` that is unknown or cannot
-            start this site.
+        TypeError: ``site`` is neither a ``Site`` nor several, ``channels`` no integer.
+        ValueError: ``channels`` below 1 or no multiple of ``site.multiple``, or a mapping that does not name every
+            site; no site, or one twice; a site of another model (a layer is missing, widths differ); a model that is
+            planted already, or wrapped; an ``init`` that is unknown or cannot start this site.
     """
     check_plain(model)
     if input_grad not in ("full", "planted"):
         raise ValueError(f"input_grad must be 'full' or 'planted', got {input_grad!r}")
-    _check_channels(channels)
-    _check_site(model, site)
-    if channels % site.multiple:
-        raise ValueError(f"channels must be a multiple of {site.multiple} at {site.name}, got {channels}")
+    growths = _growths(model, site, channels)
     generator = torch.Generator().manual_seed(0) if generator is None else generator
+    start: Start | None = None
     if isinstance(init, GradMax):
-        init.check(site, channels)
-        probe_width = init.probe_width(model, site)
-        start = init.solve(plant(model, site, probe_width, "zero_in", generator=torch.Generator()), site, channels)
+        start = _solve(init, model, growths)
     else:
-        check_init(init, site, channels)
+        for one, count in growths:
+            check_init(init, one, count)
 
     before = dict(model.named_parameters(remove_duplicate=False))
     model = model if inplace else copy.deepcopy(model)
     layers_start = "zero_in" if isinstance(init, GradMax) else layer_init(init)
-    blocks = build(model, site, channels, layers_start, generator, input_grad)
-    if isinstance(init, GradMax):
-        start.fill(blocks)
-    else:
-        initialise(blocks, init, generator)
-    _swap_in(model, blocks, Originals(before))
+    planted = build(model, growths, layers_start, generator, input_grad)
+    for blocks in planted:
+        if start is not None:
+            start.fill(blocks)
+        elif isinstance(init, str):
+            initialise(blocks, init, generator)
+    _swap_in(model, planted, Originals(before))
     if inplace:
         kept = {id(parameter) for parameter in model.parameters()}
         gone = {name: parameter for name, parameter in before.items() if id(parameter) not in kept}
@@ -107,6 +109,33 @@ def plant(
     else:
         note_copied(before, "plantops.plant")
     return model
+
+
+def _growths(model: nn.Module, site: Site | Iterable[Site], channels: int | Mapping[str, int]) -> list[Growth]:
+    """Every site with its number of channels, all of them checked."""
+    sites = sites_of(site)
+    for one in sites:
+        _check_site(model, one)
+    names = [one.name for one in sites]
+    if not names or len(set(names)) < len(names):
+        raise ValueError(f"site must be one or several different sites, got {', '.join(names) or 'none'}")
+    if isinstance(channels, Mapping) and set(channels) != set(names):
+        raise ValueError(f"channels must name each site once ({', '.join(names)}), got {', '.join(channels) or 'none'}")
+    growths = [(one, channels[one.name] if isinstance(channels, Mapping) else channels) for one in sites]
+    for one, count in growths:
+        _check_channels(count)
+        if count % one.multiple:
+            raise ValueError(f"channels must be a multiple of {one.multiple} at {one.name}, got {count}")
+    return growths
+
+
+def _solve(init: GradMax, model: nn.Module, growths: list[Growth]) -> Start:
+    if len(growths) > 1:
+        raise ValueError(f"init=GradMax(...) starts one site at a time, got {len(growths)} sites")
+    ((site, channels),) = growths
+    init.check(site, channels)
+    probe = plant(model, site, init.probe_width(model, site), "zero_in", generator=torch.Generator())
+    return init.solve(probe, site, channels)
 
 
 def _check_channels(channels: int) -> None:
@@ -143,16 +172,17 @@ def _check_site(model: nn.Module, site: Site) -> None:
             )
 
 
-def _swap_in(model: nn.Module, blocks: Blocks, originals: Originals) -> None:
+def _swap_in(model: nn.Module, planted: list[Blocks], originals: Originals) -> None:
     """Put the planted layers in place and make all else the trunk."""
     flags = {name: parameter.requires_grad for name, parameter in model.named_parameters(remove_duplicate=False)}
-    for name, planted in blocks.all().items():
-        replace(model, model.get_submodule(name), planted)
-    pin(model, blocks.site.pinned)
+    for name, layer in {name: layer for blocks in planted for name, layer in blocks.all().items()}.items():
+        replace(model, model.get_submodule(name), layer)
+    pin(model, {name for blocks in planted for name in blocks.site.pinned})
     mine = {id(parameter) for parameter in planted_parameters(model)}
     for parameter in model.parameters():
         if id(parameter) not in mine:
             parameter.requires_grad_(False)
             # An optimizer moves a parameter that has a gradient, whether or not it requires one.
             parameter.grad = None
-    setattr(model, RECORD, Record(blocks.site, blocks.channels, flags, originals))
+    growths = tuple((blocks.site, blocks.channels) for blocks in planted)
+    setattr(model, RECORD, Record(growths, flags, originals))

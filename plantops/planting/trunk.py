@@ -2,14 +2,14 @@
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvTransposeNd
 
 from plantops.graph import Site
-from plantops.planting.blocks import PLANTED
+from plantops.planting.blocks import PLANTED, Growth
 
 
 def planted_parameters(model: nn.Module) -> list[nn.Parameter]:
@@ -18,13 +18,17 @@ def planted_parameters(model: nn.Module) -> list[nn.Parameter]:
     return [parameter for layer in layers for parameter in layer.parameters()]
 
 
-def trunk_state(model: nn.Module, site: Site | None = None, channels: int | None = None) -> dict[str, Tensor]:
+def trunk_state(
+    model: nn.Module,
+    site: Site | Iterable[Site] | None = None,
+    channels: int | Mapping[str, int] | None = None,
+) -> dict[str, Tensor]:
     """The trunk's part of ``model.state_dict()``, by the keys it had before planting.
 
     Args:
         model: a planted model (then without ``site`` and ``channels``), or the merged one.
-        site: for a merged model the site that was planted, as traced before.
-        channels: for a merged model the number of channels that were planted.
+        site: for a merged model the site, or sites, that were planted, as traced before.
+        channels: for a merged model the number of channels that were planted, as given to ``plant``.
 
     Returns:
         detached tensors (views where possible): of a merged model the old channels at their mapped positions, so
@@ -34,8 +38,9 @@ def trunk_state(model: nn.Module, site: Site | None = None, channels: int | None
         raise ValueError("site and channels must be given together (of a merged model) or not at all")
     state = dict(model.state_dict())
     if site is not None and channels is not None:
+        growths = [(one, channels[one.name] if isinstance(channels, Mapping) else channels) for one in sites_of(site)]
         transposed = [name for name, module in model.named_modules() if isinstance(module, _ConvTransposeNd)]
-        return {**state, **_cut_out(state, site, channels, transposed)}
+        return {**state, **_cut_out(state, growths, transposed)}
     planted = [f"{name}." if name else "" for name, module in model.named_modules() if isinstance(module, PLANTED)]
     return {
         key: value
@@ -44,39 +49,58 @@ def trunk_state(model: nn.Module, site: Site | None = None, channels: int | None
     }
 
 
-def _cut_out(state: dict[str, Tensor], site: Site, channels: int, transposed: Collection[str]) -> dict[str, Tensor]:
-    """The changed entries of a merged model's state without ``channels`` planted channels. ``transposed``: layers
-    whose filters are dimension 1 of their weight."""
-    cuts: dict[str, list[tuple[int, int, int]]] = defaultdict(list)  # dimension, first and last entry to leave out
-    for name in site.producers:
-        rows = 1 if name in transposed else 0
-        cuts[f"{name}.weight"].append((rows, site.width, site.width + channels))
-        cuts[f"{name}.bias"].append((0, site.width, site.width + channels))
-    for consumer in site.consumers:
-        start, weight = site.planted_start(consumer), f"{consumer.name}.weight"
-        columns = 0 if consumer.name in transposed else 1
-        cuts[weight].append((columns, start, start + channels * consumer.per_channel))
-    for layer in site.channelwise:
-        for key in ("weight", "bias", "running_mean", "running_var"):
-            value = state.get(f"{layer.name}.{key}")
-            if value is not None:
-                # Entries for one input feature: as many as the outputs of a group over its inputs.
-                per_feature = value.shape[0] / (layer.features + channels * layer.per_channel)
-                start, count = (
-                    round(n * per_feature) for n in (site.planted_start(layer), channels * layer.per_channel)
-                )
-                cuts[f"{layer.name}.{key}"].append((0, start, start + count))
+def sites_of(site: Site | Iterable[Site]) -> list[Site]:
+    """One site or several (a whole plan, too) as a list."""
+    if isinstance(site, Mapping):
+        return list(site.values())
+    return list(site) if isinstance(site, Iterable) and not isinstance(site, str) else [site]
+
+
+Cut = tuple[int, int, int]
+"""Dimension, first entry to leave out (counted without the other cuts), and how many."""
+
+
+def _cut_out(state: dict[str, Tensor], growths: Sequence[Growth], transposed: Collection[str]) -> dict[str, Tensor]:
+    """The changed entries of a merged model's state without the planted channels. ``transposed``: layers whose filters
+    are dimension 1 of their weight."""
+    cuts: dict[str, list[Cut]] = defaultdict(list)
+    for site, channels in growths:
+        for name in site.producers:
+            cuts[f"{name}.weight"].append((1 if name in transposed else 0, site.width, channels))
+            cuts[f"{name}.bias"].append((0, site.width, channels))
+        for consumer in site.consumers:
+            columns = 0 if consumer.name in transposed else 1
+            count = channels * consumer.per_channel
+            cuts[f"{consumer.name}.weight"].append((columns, site.planted_start(consumer), count))
+    grown: dict[str, int] = defaultdict(int)  # new input features of the layers on the way, from all sites
+    for site, channels in growths:
+        for layer in site.channelwise:
+            grown[layer.name] += channels * layer.per_channel
+    for site, channels in growths:
+        for layer in site.channelwise:
+            for key in ("weight", "bias", "running_mean", "running_var"):
+                value = state.get(f"{layer.name}.{key}")
+                if value is not None:
+                    # Entries for one input feature: as many as the outputs of a group over its inputs.
+                    per_feature = value.shape[0] / (layer.features + grown[layer.name])
+                    start, count = site.planted_start(layer), channels * layer.per_channel
+                    cuts[f"{layer.name}.{key}"].append((0, round(start * per_feature), round(count * per_feature)))
     return {key: _without(state[key], cuts[key]) for key in cuts if key in state}
 
 
-def _without(tensor: Tensor, cuts: list[tuple[int, int, int]]) -> Tensor:
-    for dim, start, end in cuts:
+def _without(tensor: Tensor, cuts: list[Cut]) -> Tensor:
+    for dim, start, count in sorted(cuts):
+        end = start + count
         before, behind = tensor.narrow(dim, 0, start), tensor.narrow(dim, end, tensor.shape[dim] - end)
         tensor = torch.cat([before, behind], dim) if behind.shape[dim] else before
     return tensor
 
 
-def trunk_hash(model: nn.Module, site: Site | None = None, channels: int | None = None) -> str:
+def trunk_hash(
+    model: nn.Module,
+    site: Site | Iterable[Site] | None = None,
+    channels: int | Mapping[str, int] | None = None,
+) -> str:
     """SHA-256 over name, dtype, shape and bytes of every tensor of ``trunk_state``, as 64 hexadecimal digits."""
     digest = hashlib.sha256()
     for name, tensor in sorted(trunk_state(model, site, channels).items()):
