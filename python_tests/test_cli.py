@@ -71,6 +71,20 @@ def test_train_and_teacher_and_a_loaded_teacher(capsys: pytest.CaptureFixture[st
     ]
 
 
+def test_train_with_a_regularizer(capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--widths", "4", "--epochs", "1", "--regularizer", "group_lasso", "--regularizer-groups", "neuron"]
+    assert cli.main(["train", *QUICK, *flags, "--regularizer-strength", "0.01", "--out", "r"]) == 0
+    assert cli.main(["train", *QUICK, *flags[:4], "--out", "plain"]) == 0
+    losses = []
+    for run in ("r", "plain"):
+        lines = [json.loads(line) for line in (Path(run) / "metrics.jsonl").read_text().splitlines()]
+        losses += [line["train_loss"] for line in lines if line.get("kind") == "epoch"]
+    assert losses[0] > losses[1] + 0.01
+    assert "strength must be finite" in one_line(
+        ["train", *QUICK, "--regularizer", "l1", "--regularizer-strength", "-1"], capsys
+    )
+
+
 def test_evaluate_gives_what_the_run_recorded(planted: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lines = [json.loads(line) for line in (planted / "metrics.jsonl").read_text().splitlines()]
     for name in ("teacher", "planted"):

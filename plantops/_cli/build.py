@@ -21,7 +21,7 @@ from plantops.planting.config import PlanterConfig
 from plantops.planting.experiment import Comparison, Experiment, Family
 from plantops.train.batches import Augment
 from plantops.train.data import DataParts, ImageData, load
-from plantops.train.recipe import Recipe
+from plantops.train.recipe import Recipe, Regularizer
 
 
 def load_parts(options: DataOptions, seed: int, device: torch.device) -> DataParts:
@@ -189,7 +189,17 @@ def train_recipe(options: TrainOptions) -> Recipe:
             temperature=options.temperature,
             alpha=options.alpha,
             label_smoothing=options.label_smoothing,
+            regularizer=regularizer(options),
         )
+
+
+def regularizer(options: TrainOptions) -> Regularizer | None:
+    """The term of ``--regularizer``."""
+    if options.regularizer is None:
+        return None
+    return Regularizer(
+        options.regularizer, options.regularizer_groups, options.regularizer_strength, options.regularizer_mix
+    )
 
 
 def teacher_run_recipe(options: TeacherRunOptions) -> Recipe:

@@ -5,6 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+Penalty = Literal[
+    "l1",
+    "group_lasso",
+    "hierarchical_square_rooted_group_lasso",
+    "hierarchical_squared_group_lasso",
+    "exclusive_sparsity",
+    "hierarchical_square_rooted_exclusive_sparsity",
+    "hierarchical_squared_exclusive_sparsity",
+    "group_l1_2",
+    "hierarchical_square_rooted_group_l1_2",
+    "hierarchical_squared_group_l1_2",
+]
+"""The names of plantops.functional.group_sparsity."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class DataOptions:
@@ -148,6 +162,14 @@ class TrainOptions(DataOptions, MachineOptions, NetworkOptions, OptimizerOptions
     """Weight of the teacher in kd."""
     label_smoothing: float = 0.0
     """Of ce and kd."""
+    regularizer: Penalty | None = None
+    """Group sparse penalty on the convolutions, added to the loss."""
+    regularizer_groups: Literal["feature", "neuron"] = "feature"
+    """Its groups: input channels, or output channels."""
+    regularizer_strength: float = 1e-3
+    """Its weight beside the loss."""
+    regularizer_mix: float = 0.5
+    """Share of the penalty in the term; the rest is l1."""
 
 
 @dataclass(frozen=True, kw_only=True)

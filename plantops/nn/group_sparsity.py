@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from plantops.functional import group_sparsity
+from plantops.functional import group_sparsity, group_sparsity_value_and_grad
 from plantops.ops import _checks
 from plantops.ops import group_sparsity as _sparsity
 from plantops.ops._registry import check_impl
@@ -93,14 +93,26 @@ class GroupSparsity(nn.Module):
 
     def forward(self) -> Tensor:
         """The loss term, a number."""
-        return group_sparsity(
-            self.weights(),
-            self.penalty,
-            self.groups,
-            strength=self.strength * self.mix,
-            l1=self.strength * (1.0 - self.mix),
-            impl=self.impl,
+        return group_sparsity(self.weights(), self.penalty, self.groups, impl=self.impl, **self._factors())
+
+    @torch.no_grad()
+    def add_gradient(self, scale: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+        """Add the term's gradient to the weights' `.grad` without autograd, in one pass; returns the term.
+
+        Weights that need no gradient are left alone. `scale` is applied to every gradient (that of a loss scaler).
+        """
+        weights = self.weights()
+        value, gradients = group_sparsity_value_and_grad(
+            weights, self.penalty, self.groups, impl=self.impl, **self._factors()
         )
+        for weight, gradient in zip(weights, gradients, strict=True):
+            if weight.requires_grad:
+                gradient = gradient if scale is None else scale(gradient)
+                weight.grad = gradient if weight.grad is None else weight.grad.add_(gradient)
+        return value
+
+    def _factors(self) -> dict[str, float]:
+        return {"strength": self.strength * self.mix, "l1": self.strength * (1.0 - self.mix)}
 
     @torch.no_grad()
     def sparsity(self, threshold: float = 1e-3) -> float:

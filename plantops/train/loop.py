@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from plantops.nn import GroupSparsity
 from plantops.train.batches import Batch, batch_count, epoch_batches, eval_batches
 from plantops.train.data import ImageData
 from plantops.train.objectives import full_precision, make_objective, make_optimizer
@@ -33,7 +34,8 @@ class Score:
 
 @dataclass(frozen=True)
 class EpochResult:
-    """One epoch: ``train_loss`` is the mean of the objective while the network changed, ``lr`` of the last step."""
+    """One epoch: ``train_loss`` is the mean of the objective (and its regulariser) while the network changed, ``lr`` of the
+    last step."""
 
     epoch: int
     epochs: int
@@ -91,11 +93,17 @@ def evaluate(model: nn.Module, data: ImageData, *, precision: str = "float32", c
 
 
 class Learner:
-    """Parameters in training: objective, optimizer and loss scaling, whoever computes the logits."""
+    """Parameters in training: objective, optimizer and loss scaling, whoever computes the logits.
 
-    def __init__(self, recipe: Recipe, parameters: list[nn.Parameter]) -> None:
+    ``regularizer``: a term that is added to the objective.
+    """
+
+    def __init__(
+        self, recipe: Recipe, parameters: list[nn.Parameter], regularizer: GroupSparsity | None = None
+    ) -> None:
         self._device, self._precision = parameters[0].device, recipe.precision
         self._objective = make_objective(recipe)
+        self._regularizer = regularizer
         self._optimizer = make_optimizer(recipe, parameters)
         self._scaler = torch.amp.GradScaler(self._device.type, enabled=recipe.precision == "fp16")
 
@@ -114,6 +122,8 @@ class Learner:
         with autocast(self._precision, self._device):
             logits = forward()
         loss = self._objective(logits, labels, teacher_logits, self._scaler.scale)
+        if self._regularizer is not None:
+            loss = loss + self._regularizer.add_gradient(self._scaler.scale)
         self._scaler.step(self._optimizer)
         self._scaler.update()
         tally.add(loss * len(labels), logits.detach(), labels)
@@ -216,7 +226,8 @@ class Trainer:
         self.model, self.recipe, self.epoch = model, recipe, 0
         self._val = val if val is not None and len(val) else None
         self._names = names
-        self._learner = Learner(recipe, parameters)
+        regularizer = None if recipe.regularizer is None else recipe.regularizer.of(model)
+        self._learner = Learner(recipe, parameters, regularizer)
         self._feed = Feed(train, recipe, teacher, seed=seed, keys=keys, batch_done=batch_done)
 
     @property

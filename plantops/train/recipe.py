@@ -5,12 +5,40 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from torch import nn
+
+from plantops.nn import GroupSparsity
+from plantops.ops.group_sparsity import GROUPS, PENALTIES
 from plantops.train.batches import Augment
 from plantops.train.schedule import SCHEDULES
 
 OBJECTIVES = ("ce", "kl", "kd")
 OPTIMIZERS = ("sgd", "adamw")
 PRECISIONS = ("float32", "bf16", "fp16")
+
+
+@dataclass(frozen=True)
+class Regularizer:
+    """A group sparse term beside the objective: the arguments of ``plantops.nn.GroupSparsity``.
+
+    Raises:
+        ValueError: names the field, what was expected and what came.
+    """
+
+    penalty: str
+    groups: str = "feature"
+    strength: float = 1e-3
+    mix: float = 0.5
+
+    def __post_init__(self) -> None:
+        check_choice("penalty", self.penalty, tuple(PENALTIES))
+        check_choice("groups", self.groups, GROUPS)
+        check_range("strength", self.strength, 0 <= self.strength < float("inf"), "finite and 0 or more")
+        check_range("mix", self.mix, 0 <= self.mix <= 1, "from 0 to 1")
+
+    def of(self, model: nn.Module) -> GroupSparsity:
+        """The term over the convolutions of ``model``. Raises ValueError where it has none."""
+        return GroupSparsity(model, self.penalty, self.groups, self.strength, self.mix)
 
 
 @dataclass(frozen=True)
@@ -27,6 +55,7 @@ class Recipe:
         temperature: T of ``kl`` and ``kd``.
         alpha: weight of the teacher in ``kd``.
         label_smoothing: of ``ce`` and ``kd``.
+        regularizer: added to the objective; None: nothing.
         augment: random crop and flip.
         precision: ``float32``, or autocast to ``bf16`` or (on CUDA, with loss scaling) ``fp16``.
         channels_last: memory format of images and convolution weights.
@@ -46,6 +75,7 @@ class Recipe:
     temperature: float = 1.0
     alpha: float = 0.9
     label_smoothing: float = 0.0
+    regularizer: Regularizer | None = None
     augment: Augment = field(default_factory=Augment)
     precision: str = "float32"
     channels_last: bool = False

@@ -36,6 +36,20 @@ def test_takes_convolutions_but_shortcuts_linear_layers_and_biases(model):
     assert chosen.weights()[0] is model[0].downsample[0].weight
 
 
+@pytest.mark.parametrize("impl", ["reference", "aten", "auto"])
+def test_add_gradient_is_what_backward_adds(model, impl):
+    regulariser = GroupSparsity(model, PENALTY, impl=impl)
+    first, second = regulariser.weights()
+    loss = 3 * regulariser()
+    slopes = torch.autograd.grad(loss, [first, second])
+    first.grad = torch.ones_like(first)
+    second.requires_grad_(False)
+    value = regulariser.add_gradient(scale=lambda gradient: 3 * gradient)
+    torch.testing.assert_close(3 * value, loss.detach(), rtol=1e-12, atol=0)
+    torch.testing.assert_close(first.grad, 1 + slopes[0], rtol=1e-12, atol=0)
+    assert second.grad is None
+
+
 @pytest.mark.parametrize("groups", ["feature", "neuron"])
 def test_is_strength_times_the_mixture(model, groups):
     weights = [model[0].conv1.weight, model[0].conv2.weight]

@@ -1,6 +1,7 @@
 """Schedules, recipes, objectives, the loop and the teacher's cached logits."""
 
 import copy
+import dataclasses
 import math
 from typing import Any
 
@@ -9,10 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from plantops.nn import GroupSparsity
 from plantops.train.batches import Augment, epoch_batches
 from plantops.train.data import ImageData
 from plantops.train.loop import Trainer, evaluate
-from plantops.train.recipe import Recipe
+from plantops.train.recipe import Recipe, Regularizer
 from plantops.train.schedule import SCHEDULES, learning_rate
 from plantops.train.teacher_logits import TeacherLogits, content_hash
 
@@ -140,9 +142,50 @@ def reference_loss(objective: str, logits: Tensor, teacher: Tensor, labels: Tens
     return {"ce": ce, "kl": kl, "kd": alpha * temperature**2 * kl + (1 - alpha) * ce}[objective]
 
 
+def test_regularizer_adds_its_term_and_gradient() -> None:
+    """One step of SGD against autograd of the cross entropy and the plain formula, in float64."""
+    data, model = images(), network().double()
+    term = Regularizer("hierarchical_squared_exclusive_sparsity", "neuron", strength=0.3, mix=0.4)
+    recipe = Recipe(
+        epochs=1, lr=0.1, momentum=0.0, weight_decay=0.0, schedule="constant", batch_size=24, regularizer=term
+    )
+    logits = model(data.normalise(data.images).double())
+    a = model[0].weight.abs().sum((2, 3))
+    loss = F.cross_entropy(logits, data.labels) + 0.3 * (0.4 * ((a**2).sum(1) ** 2).sum() + 0.6 * a.sum())
+    parameters = list(model.parameters())
+    slopes = torch.autograd.grad(loss, parameters)
+    expected = [(p - 0.1 * slope).detach() for p, slope in zip(parameters, slopes, strict=True)]
+    result = Trainer(Cast(model), data, None, recipe).run_epoch()
+    for ours, theirs in zip(model.parameters(), expected, strict=True):
+        torch.testing.assert_close(ours.detach(), theirs, rtol=1e-10, atol=1e-12)
+    assert result.train_loss == pytest.approx(loss.item(), rel=1e-10)
+
+
+def test_regularizer_makes_weights_sparse_and_needs_convolutions() -> None:
+    data = images()
+    recipe = Recipe(epochs=20, lr=0.05, batch_size=8, regularizer=Regularizer("l1", strength=0.2))
+    share = {}
+    for name, used in (("with", recipe), ("without", dataclasses.replace(recipe, regularizer=None))):
+        trainer = Trainer(network(), data, data, used)
+        while not trainer.finished:
+            trainer.run_epoch()
+        share[name] = GroupSparsity(trainer.model, "l1").sparsity(2e-2)
+    assert share["with"] > 0.7 > 0.4 > share["without"]
+    with pytest.raises(ValueError, match="expected at least one convolution to regularise"):
+        Trainer(nn.Sequential(nn.Flatten(), nn.Linear(36, 3)), data, data, recipe)
+    with pytest.raises(ValueError, match="strength must be finite and 0 or more, got nan"):
+        Regularizer("l1", strength=math.nan)
+    with pytest.raises(ValueError, match=r"penalty must be one of l1, .*got 'l0'"):
+        Regularizer("l0")
+
+
+@pytest.mark.parametrize("regularizer", [None, Regularizer("group_lasso")])
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-def test_stopped_and_taken_up_has_the_same_bits(optimizer: str) -> None:
-    data, recipe = images(), Recipe(epochs=4, lr=0.01, optimizer=optimizer, batch_size=7, augment=Augment(1, True))
+def test_stopped_and_taken_up_has_the_same_bits(optimizer: str, regularizer: Regularizer | None) -> None:
+    data = images()
+    recipe = Recipe(
+        epochs=4, lr=0.01, optimizer=optimizer, batch_size=7, augment=Augment(1, True), regularizer=regularizer
+    )
 
     def trainer() -> Trainer:
         return Trainer(network(), data, data, recipe, seed=5, keys=("x",))
