@@ -10,8 +10,8 @@ from typing import NoReturn
 
 import torch
 
-from plantops.bench import registry
-from plantops.bench.case import OURS, Case
+from plantops.bench import registry, summary
+from plantops.bench.case import OURS, Case, is_bad, verified
 from plantops.bench.display import show
 from plantops.bench.gpu import GpuTimer
 from plantops.bench.plots import draw
@@ -37,6 +37,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--device", default="auto", help="cpu, cuda, cuda:N or auto (the default)")
     p.add_argument("--dtype", choices=DTYPES, help="instead of each case's own")
     p.add_argument("--full", action="store_true", help="every case of the published tables, not a few small ones")
+    p.add_argument("--small", action="store_true", help="a few tiny cases, for checkers that slow everything down")
     p.add_argument("--only", default="", metavar="TEXT", help="cases whose name contains this text")
     p.add_argument(
         "--shape", action="append", default=[], metavar="SHAPE", help="a case of your own, any number of them"
@@ -50,6 +51,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--append", action="store_true", help="add to the CSV files of the folder, do not replace them")
     p.add_argument("--no-plots", action="store_true", help="draw nothing (plots need matplotlib)")
     p.add_argument("--trace", action="store_true", help="write a torch.profiler trace of every case")
+    p.add_argument("--check", action="store_true", help="instead: compare every variant with float64, time nothing")
+    p.add_argument("--summary", type=Path, metavar="FOLDER", help="instead: table and plots of the CSV files there")
     p.add_argument(
         "--tune",
         nargs="?",
@@ -68,21 +71,26 @@ def _positive(text: str) -> int:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run benchmarks; the exit status is 1 where one of our implementations computes something wrong.
+    """Run benchmarks; the exit status is 1 where one of our implementations is wrong or fails.
 
     Raises:
         ValueError: an option or a shape that does not fit.
     """
     options = parser().parse_args(arguments)
+    if options.summary:
+        return _summary(options.summary, plots=not options.no_plots)
     if options.busy or options.threads:
         torch.set_num_threads(1 if options.busy else options.threads)
     settings = settings_of(options)
     names = options.benchmarks or list(registry.MODULES)
     chosen = {name: registry.benchmark(name).cases(settings) for name in names}
-    if not any(settings.only in case.name for cases in chosen.values() for case in cases):
+    every = [case for cases in chosen.values() for case in cases if settings.only in case.name]
+    if not every:
         raise ValueError(f"--only {settings.only!r} leaves no case.")
+    if options.check:
+        return _check(every)
     if options.tune:
-        return _tune([case for cases in chosen.values() for case in cases], settings, options.tune)
+        return _tune(every, settings, options.tune)
     wrong = [row for name, cases in chosen.items() for row in _one(name, cases, settings, options)]
     return 1 if wrong else 0
 
@@ -105,7 +113,7 @@ def settings_of(options: argparse.Namespace) -> Settings:
         compiled=not options.no_compile,
         impls=impls,
         processor_time=options.busy,
-        full=options.full,
+        size="small" if options.small else "full" if options.full else "quick",
         only=options.only,
         shapes=tuple(options.shape),
     )
@@ -123,7 +131,7 @@ def _device(name: str) -> torch.device:
 
 
 def _one(name: str, cases: Sequence[Case], settings: Settings, options: argparse.Namespace) -> list[Row]:
-    """One benchmark: table, CSV, plots, traces. Returns the rows of ours that compute something wrong."""
+    """One benchmark: table, CSV, plots, traces. Returns the rows of ours that are wrong or fail."""
 
     def report(case: Case, block: list[Row]) -> None:
         rows.extend(block)
@@ -141,7 +149,30 @@ def _one(name: str, cases: Sequence[Case], settings: Settings, options: argparse
     if options.trace:
         written += [write_trace(case, settings.device, options.out) for case in cases if settings.only in case.name]
     print("\n".join(map(str, written)))
-    return [row for row in rows[before:] if row["status"].startswith("wrong") and row["role"] == OURS]
+    return [row for row in rows[before:] if is_bad(row["status"]) and row["role"] == OURS]
+
+
+def _summary(folder: Path, plots: bool) -> int:
+    """Prints what the results of a folder say and draws them."""
+    print(summary.text(folder))
+    if plots and _can_draw():
+        for path in sorted(folder.glob("*.csv")):
+            draw(summary.results(path), folder, path.stem)
+    return 0
+
+
+def _check(cases: Sequence[Case]) -> int:
+    """Prints what each variant's check against float64 says; 1 where one of ours computes something wrong or fails."""
+    bad = False
+    for case in cases:
+        problem = case.prepare()
+        good, reasons = verified(problem)
+        print(f"{case.name}: right: {', '.join(variant.name for variant in good) or 'none'}")
+        for name, why in reasons.items():
+            print(f"  {name}: {why}", flush=True)
+        ours = {variant.name for variant in problem.variants if variant.role == OURS}
+        bad |= any(name in ours and is_bad(why) for name, why in reasons.items())
+    return 1 if bad else 0
 
 
 def _tune(cases: Sequence[Case], settings: Settings, folder: Path) -> int:
@@ -155,8 +186,7 @@ def _tune(cases: Sequence[Case], settings: Settings, folder: Path) -> int:
             times = ", ".join(f"{impl} {milliseconds:g} ms" for impl, milliseconds in row["ms"].items())
             print(f"  {row['op']}: {row['impl']} ({times})", flush=True)
 
-    chosen = [case for case in cases if settings.only in case.name]
-    rows = tune(chosen, settings, GpuTimer(settings.device, graph=True), report)
+    rows = tune(cases, settings, GpuTimer(settings.device, graph=True), report)
     name = _tuned.architecture(settings.device.index)
     print(write_table(folder / f"{name}.json", rows, settings.device))
     return 0

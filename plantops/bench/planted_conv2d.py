@@ -32,6 +32,12 @@ QUICK: list[Shape] = [
     ("quick", "32x32x8 + 4", 128, 8, 4, 8, 4, 3, 32),
     ("quick", "8x8x16 + 4", 128, 16, 4, 16, 4, 3, 8),
 ]
+SMALL: list[Shape] = [
+    ("small", "9x9x5 + 3", 2, 5, 3, 7, 2, 3, 9),
+    ("small", "8x8x32 + 8", 2, 32, 8, 32, 8, 3, 8),
+    ("small", "5x5x16 + 1, kernel 1", 3, 16, 1, 16, 1, 1, 5),
+    ("small", "7x7x3, 8 + 4 filters", 2, 3, 0, 8, 4, 3, 7),
+]
 ON_CPU: list[Shape] = [
     ("cpu", "32x32x64 + 8", 128, 64, 8, 64, 8, 3, 32),
     ("cpu", "16x16x128 + 16", 128, 128, 16, 128, 16, 3, 16),
@@ -78,7 +84,8 @@ def cases(settings: Settings) -> list[Case]:
         return [_own(settings, text) for text in settings.shapes]
     on_gpu = settings.device.type == "cuda"
     layout = "channels_last" if on_gpu else "contiguous"
-    shapes = (ON_CUDA if on_gpu else ON_CPU) if settings.full else QUICK
+    full = ON_CUDA if on_gpu else ON_CPU
+    shapes = {"quick": QUICK, "small": SMALL, "full": full}[settings.size]
     kinds = ("planted",) if on_gpu else ("planted", "full")
     return [_case(settings, shape, layout, kind) for shape in shapes for kind in (kinds if shape[4] else ("none",))]
 
@@ -136,7 +143,7 @@ def prepare(
     if settings.compiled:
         variants += [variant(f"{name}, compiled", PEER, torch.compile(f)) for name, f in peers.items()]
         variants.append(_masked(masked, "masked, compiled", PEER, sizes, torch.compile(masked.forward)))
-    return Problem(variants, lambda: _exact(t, input_grad), tolerance, refused)
+    return Problem(variants, lambda: _exact(t, input_grad), tolerance, refused=refused)
 
 
 def ours(t: Tensors, input_grad: str, impl: str) -> Callable[[Tensor], Tensor]:

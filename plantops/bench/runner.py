@@ -31,7 +31,7 @@ class Settings:
         compiled: peers under torch.compile, too.
         impls: our implementations to run.
         processor_time: one thread and its own processor time, for a machine that is shared with others.
-        full: every case of the published tables, not only the quick ones.
+        size: "quick" cases, the "full" published tables, or "small" cases for checkers that slow everything down.
         only: cases whose name contains this text.
         shapes: cases of the user's own instead.
     """
@@ -42,7 +42,7 @@ class Settings:
     compiled: bool = True
     impls: tuple[str, ...] = ("auto", "native", "triton", "aten")
     processor_time: bool = False
-    full: bool = False
+    size: str = "quick"
     only: str = ""
     shapes: tuple[str, ...] = ()
 

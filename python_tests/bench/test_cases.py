@@ -39,9 +39,11 @@ def test_only_what_is_right_is_timed():
         variant("short", lambda: (torch.tensor([3.0]),)),
         variant("refuses", refuse),
         variant("crashes", crash),
+        variant("rounding peer", lambda: (torch.tensor([3.0, 4.5]),), PEER),
+        variant("wrong peer", lambda: (torch.tensor([3.0, 6.0]),), PEER),
     ]
-    good, reasons = verified(Problem(found, lambda: exact, 1e-4, {"triton": "no GPU"}))
-    assert [v.name for v in good] == ["right", "near"]
+    good, reasons = verified(Problem(found, lambda: exact, 1e-4, 0.2, {"triton": "no GPU"}))
+    assert [v.name for v in good] == ["right", "near", "rounding peer"]
     assert reasons == {
         "triton": "not available: no GPU",
         "off": "wrong: relative error 1.0e-01, allowed 1e-04",
@@ -49,6 +51,7 @@ def test_only_what_is_right_is_timed():
         "short": "failed: ValueError: shape [1], expected [2]",
         "refuses": "not available: NotImplementedError: only float32",
         "crashes": "failed: RuntimeError: out of luck",
+        "wrong peer": "wrong: relative error 4.0e-01, allowed 2e-01",
     }
 
 

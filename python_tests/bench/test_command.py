@@ -75,11 +75,29 @@ def test_mistakes_are_value_errors(arguments: list[str], message: str):
         command.main(arguments)
 
 
+def test_a_check_times_nothing_and_says_what_is_right(capsys, monkeypatch):
+    small = ["losses", "planted_conv2d", "--small", "--check", "--no-compile", "--device", "cpu"]
+    assert command.main([*small, "--impls", "auto,aten"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 16 + 7
+    assert all("right: auto, aten" in line for line in lines)
+
+    from plantops.bench import planted_conv2d
+
+    monkeypatch.setattr(planted_conv2d, "ours", lambda t, kind, impl: lambda x: x * 0 + crash())
+    assert command.main([*small, "--only", "9x9x5", "--impls", "aten"]) == 1
+    assert "aten: failed: RuntimeError: crashed" in capsys.readouterr().out
+
+
+def crash():
+    raise RuntimeError("crashed")
+
+
 def test_every_benchmark_has_cases_for_both_devices():
     for name in registry.MODULES:
         found = registry.benchmark(name)
         assert found.about
-        for flags in (["--device", "cpu"], ["--device", "cpu", "--full"]):
+        for flags in (["--device", "cpu"], ["--device", "cpu", "--full"], ["--device", "cpu", "--small"]):
             settings = command.settings_of(command.parser().parse_args(flags))
             cases = found.cases(settings)
             assert len({case.name for case in cases}) == len(cases) > 1

@@ -1,0 +1,182 @@
+#!/usr/bin/env bash
+# Builds, tests and measures plantops on a machine with a CUDA GPU, torch, nvcc, pytest, ninja, cmake, pybind11 and no network.
+#
+#   benchmarks/gpu.sh [--out DIR] [--pack FILE] [--wheels DIR] [--commit NAME] [--dry-run] STAGE...
+#
+# Stages, in the order in which they should run; each ends within ten minutes:
+#   build             the compiled module with CUDA kernels, in place, for this card
+#   test              the tests of ops, layers and benchmarks, on the card where they can
+#   sanitize          compute-sanitizer memcheck and racecheck over small cases
+#   bench-losses      the losses beside eager, torch.compile and liger-kernel
+#   bench-conv        planted_conv2d beside its peers; three stages: bench-conv-cifar, -resnet50, -paper
+#   bench-sweep       the sweep over candidates, where the checkout has that benchmark
+#   tune              the table that impl="auto" follows on this card: DIR/tuned/
+#   summary           what the CSV files in DIR say
+#   all               everything above
+#
+# CSV files, plots, logs and tables go to DIR (default: $OUT, else runs/gpu). --pack also writes them as one tar.gz after
+# each stage. Wheels in DIR of --wheels (default: .whl, wheels) are installed beside the environment, not into it. A stage
+# that fails does not stop the next; the exit status is 1 if one did.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+python=${PYTHON:-python3}
+out=${OUT:-runs/gpu}
+pack='' wheels='' dry='' commit=${PLANTOPS_COMMIT:-} stages=()
+
+usage() { sed -n '2,/^set/{/^set/d;s/^# \{0,1\}//;p;}' "${BASH_SOURCE[0]}"; }
+
+mistake() {
+  echo "gpu.sh: $1 (gpu.sh --help shows the stages)" >&2
+  exit 2
+}
+
+while (($#)); do
+  case $1 in
+    --out | --pack | --wheels | --commit)
+      (($# > 1)) || mistake "$1 needs a value"
+      printf -v "${1#--}" '%s' "$2"
+      shift
+      ;;
+    --dry-run) dry=yes ;;
+    -h | --help)
+      usage
+      exit 0
+      ;;
+    build | test | sanitize | bench-losses | bench-conv-cifar | bench-conv-resnet50 | bench-conv-paper | bench-sweep | tune | summary)
+      stages+=("$1")
+      ;;
+    bench-conv) stages+=(bench-conv-cifar bench-conv-resnet50 bench-conv-paper) ;;
+    all) stages+=(build test sanitize bench-losses bench-conv-cifar bench-conv-resnet50 bench-conv-paper bench-sweep tune summary) ;;
+    *) mistake "no stage or option '$1'" ;;
+  esac
+  shift
+done
+((${#stages[@]})) || mistake "name a stage"
+
+export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
+[[ $commit ]] || commit=$(git describe --always --dirty --abbrev=12 2>/dev/null || echo unknown)
+export PLANTOPS_COMMIT=$commit
+
+# run SECONDS COMMAND...: the command, or with --dry-run what it would be.
+run() {
+  local limit=$1
+  shift
+  if [[ $dry ]]; then
+    printf '  timeout %s:' "$limit"
+    printf ' %q' "$@"
+    echo
+  else
+    timeout --signal=INT --kill-after=15 "$limit" "$@"
+  fi
+}
+
+bench() {
+  local limit=$1
+  shift
+  run "$limit" "$python" -m plantops.cli bench "$@" --device cuda --out "$out"
+}
+
+have() { "$python" -c "import importlib.util as u, sys; sys.exit(u.find_spec('$1') is None)"; }
+
+# The architecture of the card alone: a third of the time of building all.
+architecture() {
+  [[ $dry ]] && echo 9.0 && return
+  "$python" -c 'import torch; print("%d.%d" % torch.cuda.get_device_capability())'
+}
+
+build() {
+  run 540 env PLANTOPS_BUILD=cuda TORCH_CUDA_ARCH_LIST="${TORCH_CUDA_ARCH_LIST:-$(architecture)}" \
+    "$python" setup.py build_ext --inplace
+  run 50 "$python" -m plantops.cli info
+}
+
+tests() {
+  local parallel=()
+  if [[ ! $dry ]] && have xdist; then parallel=(-n 8 --dist loadfile); fi
+  run 580 "$python" -m pytest -p no:cacheprovider "${parallel[@]}" --junitxml "$out/test.xml" \
+    python_tests/ops python_tests/nn python_tests/embed python_tests/bench python_tests/test_registration.py python_tests/test_imports.py
+}
+
+# sanitizer TOOL OPTION...: every allocation is one of its own, so that a read or write past its end is seen.
+sanitizer() {
+  local tool=$1
+  shift
+  run 290 env PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool "$tool" --error-exitcode 9 --target-processes all "$@" \
+    "$python" -m plantops.cli bench losses planted_conv2d --small --check --no-compile --impls auto,native,triton --device cuda
+}
+
+sweep() {
+  if [[ -f benchmarks/bench_sweep.py ]]; then
+    run 590 "$python" benchmarks/bench_sweep.py --device cuda --out "$out/sweep_cuda.csv"
+  else
+    echo "bench-sweep: this checkout has no benchmarks/bench_sweep.py"
+  fi
+}
+
+perform() {
+  case $1 in
+    build) build ;;
+    test) tests ;;
+    sanitize)
+      sanitizer memcheck --report-api-errors no
+      sanitizer racecheck
+      ;;
+    bench-losses) bench 590 losses --full ;;
+    bench-conv-*) bench 590 planted_conv2d --full --append --only " ${1#bench-conv-} " ;;
+    bench-sweep) sweep ;;
+    tune) run 590 "$python" -m plantops.cli bench losses planted_conv2d --full --device cuda --tune "$out/tuned" ;;
+    summary) run 60 "$python" -m plantops.cli bench --summary "$out" ;;
+  esac
+}
+
+install_wheels() {
+  local folder site
+  for folder in ${wheels:-.whl wheels}; do
+    compgen -G "$folder/*.whl" >/dev/null || continue
+    site=${TMPDIR:-/tmp}/plantops-wheels
+    run 120 "$python" -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --upgrade --target "$site" "$folder"/*.whl
+    export PYTHONPATH=$PYTHONPATH:$site
+  done
+}
+
+# Each lease of a machine starts bare: the first stage that needs the compiled module builds it.
+built() { compgen -G 'plantops/_C*.so' >/dev/null; }
+
+packed() {
+  [[ $pack && ! $dry ]] || return 0
+  tar -C "$out" -czf "$pack.part" . && mv "$pack.part" "$pack"
+}
+
+[[ $dry ]] || mkdir -p "$out"
+install_wheels
+lines=() failed=0
+for stage in "${stages[@]}"; do
+  if [[ $stage != build && $stage != summary && ! $dry ]] && ! built; then
+    echo "gpu.sh: no compiled module yet, native kernels will be missing: run the stage build first" >&2
+  fi
+  echo "== $stage"
+  begin=$SECONDS status=0
+  if [[ $dry ]]; then
+    perform "$stage"
+  else
+    # A subshell of its own, so that a command that fails ends its stage and not the others.
+    set +e
+    (
+      set -e
+      perform "$stage"
+    ) 2>&1 | tee "$out/$stage.log"
+    status=${PIPESTATUS[0]}
+    set -e
+  fi
+  lines+=("$(printf '%-22s %-7s %5d s' "$stage" "$([[ $status == 0 ]] && echo ok || echo "exit $status")" $((SECONDS - begin)))")
+  [[ $status == 0 ]] || failed=1
+  if [[ $stage == test && ! $dry ]]; then echo "$status" >"$out/test.status"; fi
+  packed
+done
+printf '\n%s\n' "stages at commit $commit"
+printf '%s\n' "${lines[@]}"
+if [[ ! $dry && $(cat "$out/test.status" 2>/dev/null) != 0 ]]; then
+  echo "no green tests in $out: no figure of this folder may be published"
+fi
+exit $failed

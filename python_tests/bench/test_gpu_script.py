@@ -1,0 +1,88 @@
+"""benchmarks/gpu.sh on a machine without a GPU: what it would run, and the stages that need none."""
+
+import os
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import plantops
+from plantops.bench import command
+
+ROOT = Path(plantops.__file__).parents[1]
+STAGES = [
+    "build", "test", "sanitize", "bench-losses", "bench-conv-cifar", "bench-conv-resnet50", "bench-conv-paper",
+    "bench-sweep", "tune", "summary",
+]  # fmt: skip
+
+
+def gpu(*arguments: str, python: str = sys.executable) -> subprocess.CompletedProcess:
+    variables = {**os.environ, "PYTHON": python, "PLANTOPS_COMMIT": "abc123"}
+    variables.pop("OUT", None)
+    script = ROOT / "benchmarks" / "gpu.sh"
+    return subprocess.run(["bash", script, *arguments], capture_output=True, text=True, env=variables)
+
+
+def test_a_dry_run_prints_every_stage_with_a_limit_under_ten_minutes(tmp_path: Path):
+    out = tmp_path / "results"
+    result = gpu("--dry-run", "--out", str(out), "all")
+    assert result.returncode == 0, result.stderr
+    assert not out.exists()
+    stages: dict[str, list[str]] = {}
+    for line in result.stdout.split("\nstages at commit abc123\n")[0].splitlines():
+        if line.startswith("== "):
+            stages[line[3:]] = []
+        elif line:
+            stages[list(stages)[-1]].append(line.strip())
+    assert list(stages) == STAGES
+    for name, lines in stages.items():
+        limits = [int(line.split()[1].rstrip(":")) for line in lines if line.startswith("timeout ")]
+        assert limits or name == "bench-sweep", name
+        assert sum(limits) < 600, name
+    assert "PLANTOPS_BUILD=cuda" in stages["build"][0]
+    assert "--tool memcheck" in stages["sanitize"][0]
+    assert "--tool racecheck" in stages["sanitize"][1]
+    assert f"--tune {out}/tuned" in stages["tune"][0]
+
+
+def test_the_options_it_passes_exist(tmp_path: Path):
+    result = gpu("--dry-run", "--out", str(tmp_path), "bench-conv", "bench-losses", "tune", "summary", "sanitize")
+    lines = [line.split("plantops.cli bench ", 1)[1] for line in result.stdout.splitlines() if "cli bench" in line]
+    assert len(lines) == 8
+    for line in lines:
+        words = [word.replace("\\,", ",") for word in line.replace("\\ ", " ").split()]
+        command.parser().parse_args(words)
+
+
+def test_a_stage_or_option_that_does_not_exist():
+    for arguments in (["everything"], ["--colour"], ["--out"], []):
+        result = gpu(*arguments)
+        assert result.returncode == 2
+        assert result.stderr.startswith("gpu.sh: ")
+
+
+def stub(folder: Path, text: str) -> str:
+    """Stands for Python in the stages."""
+    path = folder / "python"
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+    return str(path)
+
+
+def test_every_stage_is_logged_and_packed_and_red_tests_are_named(tmp_path: Path):
+    out, pack = tmp_path / "out", tmp_path / "results.tgz"
+    python = stub(tmp_path, 'echo "called with $*"; case "$*" in "-m pytest"*) exit 1;; esac')
+    result = gpu("--out", str(out), "--pack", str(pack), "test", "summary", python=python)
+    assert result.returncode == 1
+    statuses = [line.split() for line in result.stdout.splitlines() if line.endswith(" s")]
+    assert [status[:-2] for status in statuses] == [["test", "exit", "1"], ["summary", "ok"]]
+    assert "no figure of this folder may be published" in result.stdout
+    assert (out / "summary.log").read_text() == f"called with -m plantops.cli bench --summary {out}\n"
+    with tarfile.open(pack) as archive:
+        assert {"./test.log", "./test.status", "./summary.log"} <= set(archive.getnames())
+
+
+def test_green_tests_let_figures_be_published(tmp_path: Path):
+    result = gpu("--out", str(tmp_path), "test", python=stub(tmp_path, "exit 0"))
+    assert result.returncode == 0
+    assert "may be published" not in result.stdout
