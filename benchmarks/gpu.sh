@@ -7,10 +7,10 @@
 #   build             the compiled module with CUDA kernels, in place, for this card
 #   test              the tests of ops, layers and benchmarks, on the card where they can
 #   sanitize          compute-sanitizer memcheck and racecheck over small cases
+#   tune              the table that impl="auto" follows on this card: DIR/tuned/, which later stages read
 #   bench-losses      the losses beside eager, torch.compile and liger-kernel
 #   bench-conv        planted_conv2d beside its peers; three stages: bench-conv-cifar, -resnet50, -paper
-#   bench-sweep       the sweep over candidates, where the checkout has that benchmark
-#   tune              the table that impl="auto" follows on this card: DIR/tuned/
+#   bench-sweep       a step of the sweep over candidates beside loops over them
 #   summary           what the CSV files in DIR say
 #   all               everything above
 #
@@ -47,7 +47,7 @@ while (($#)); do
       stages+=("$1")
       ;;
     bench-conv) stages+=(bench-conv-cifar bench-conv-resnet50 bench-conv-paper) ;;
-    all) stages+=(build test sanitize bench-losses bench-conv-cifar bench-conv-resnet50 bench-conv-paper bench-sweep tune summary) ;;
+    all) stages+=(build test sanitize tune bench-losses bench-conv-cifar bench-conv-resnet50 bench-conv-paper bench-sweep summary) ;;
     *) mistake "no stage or option '$1'" ;;
   esac
   shift
@@ -56,7 +56,7 @@ done
 
 export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
 [[ $commit ]] || commit=$(git describe --always --dirty --abbrev=12 2>/dev/null || echo unknown)
-export PLANTOPS_COMMIT=$commit
+export PLANTOPS_COMMIT=$commit PLANTOPS_TUNED=$out/tuned
 
 # run SECONDS COMMAND...: the command, or with --dry-run what it would be.
 run() {
@@ -107,11 +107,8 @@ sanitizer() {
 }
 
 sweep() {
-  if [[ -f benchmarks/bench_sweep.py ]]; then
-    run 590 "$python" benchmarks/bench_sweep.py --device cuda --out "$out/sweep_cuda.csv"
-  else
-    echo "bench-sweep: this checkout has no benchmarks/bench_sweep.py"
-  fi
+  run 590 "$python" benchmarks/bench_sweep.py --device cuda --width 8,16,32 --channels 4,8 --compile --csv "$out/sweep_cuda.csv" \
+    --plot "$out/sweep_cuda.svg"
 }
 
 perform() {
@@ -122,10 +119,10 @@ perform() {
       sanitizer memcheck --report-api-errors no
       sanitizer racecheck
       ;;
+    tune) run 590 "$python" -m plantops.cli bench losses planted_conv2d --full --device cuda --tune "$out/tuned" ;;
     bench-losses) bench 590 losses --full ;;
     bench-conv-*) bench 590 planted_conv2d --full --append --only " ${1#bench-conv-} " ;;
     bench-sweep) sweep ;;
-    tune) run 590 "$python" -m plantops.cli bench losses planted_conv2d --full --device cuda --tune "$out/tuned" ;;
     summary) run 60 "$python" -m plantops.cli bench --summary "$out" ;;
   esac
 }

@@ -137,7 +137,9 @@ def _variant(name: str, role: str, loss: Loss, logits: Logits, *, count: bool = 
         return loss(source, teacher, target)
 
     if count:
-        passes = [counted(lambda: torch.autograd.grad(forward(student), student))]
+        shapes = [tensor.detach().to("meta") for tensor in (student, teacher, target)]
+        source = shapes[0].requires_grad_()
+        passes = [counted(lambda: torch.autograd.grad(loss(*shapes), source))]
     else:
         passes = [_passes(logits, 2), _passes(logits, 3)]
     return differentiated(name, role, forward, student, [student], passes={BOTH: passes}, parameters=[teacher, target])

@@ -119,7 +119,7 @@ def _facts(variant: Variant, device: torch.device) -> Row:
     if variant.forward is not None and variant.source is not None:
         facts["kept_bytes"] = kept_bytes(variant.forward, variant.source, variant.parameters)
     if device.type == "cuda":
-        facts["launches"] = launches(variant.call)
+        facts["launches"] = launches(variant.call) or ""  # none were seen: the profiler does not see this device
     return facts
 
 

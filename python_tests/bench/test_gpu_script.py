@@ -11,8 +11,8 @@ from plantops.bench import command
 
 ROOT = Path(plantops.__file__).parents[1]
 STAGES = [
-    "build", "test", "sanitize", "bench-losses", "bench-conv-cifar", "bench-conv-resnet50", "bench-conv-paper",
-    "bench-sweep", "tune", "summary",
+    "build", "test", "sanitize", "tune", "bench-losses", "bench-conv-cifar", "bench-conv-resnet50", "bench-conv-paper",
+    "bench-sweep", "summary",
 ]  # fmt: skip
 
 
@@ -37,8 +37,7 @@ def test_a_dry_run_prints_every_stage_with_a_limit_under_ten_minutes(tmp_path: P
     assert list(stages) == STAGES
     for name, lines in stages.items():
         limits = [int(line.split()[1].rstrip(":")) for line in lines if line.startswith("timeout ")]
-        assert limits or name == "bench-sweep", name
-        assert sum(limits) < 600, name
+        assert 0 < sum(limits) < 600, name
     assert "PLANTOPS_BUILD=cuda" in stages["build"][0]
     assert "--tool memcheck" in stages["sanitize"][0]
     assert "--tool racecheck" in stages["sanitize"][1]
