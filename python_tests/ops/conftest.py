@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+from plantops.ops.planted_conv2d import triton_config
+
 
 @pytest.fixture
 def poisoned():
@@ -15,3 +17,11 @@ def poisoned():
     yield
     torch.utils.deterministic.fill_uninitialized_memory = fill
     torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+
+
+@pytest.fixture
+def few_tiles(monkeypatch):
+    """Triton's interpreter takes milliseconds for each tile, whatever its size: planted_conv2d gets large ones."""
+    large = triton_config.Limits(1024, 128, 128, 1)
+    monkeypatch.setattr(triton_config, "GATHERED_M", 1024)
+    monkeypatch.setattr(triton_config, "limits", lambda dtype, precision: large)

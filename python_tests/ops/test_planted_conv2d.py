@@ -12,11 +12,12 @@ import plantops.functional as PF
 from plantops.ops import _registry
 
 F64 = torch.float64
+pytestmark = pytest.mark.usefixtures("few_tiles")
 TINY = Case(fi=2, pi=1, fo=2, po=1, start=1, batch=1, size=(3, 4))
 
 
 def implementations():
-    return pytest.mark.parametrize("impl", ["reference", "aten", "native", "auto"])
+    return pytest.mark.parametrize("impl", ["reference", "aten", "native", "triton", "auto"])
 
 
 def require(impl: str) -> None:
@@ -74,7 +75,7 @@ def test_input_grad(case: Case, impl: str, poisoned):
         assert torch.equal(none[name], full[name]), name
 
 
-@implementations()
+@pytest.mark.parametrize("impl", ["reference", "aten", "native", "auto"])
 @pytest.mark.parametrize("case", [replace(TINY, dilation=2, padding=2), replace(TINY, fi=0, start=0, stride=2),
                                   replace(TINY, activation="relu", max_pool=2, addend=True),
                                   replace(TINY, groups=2, pi=1, start=None)], ids=str)  # fmt: skip

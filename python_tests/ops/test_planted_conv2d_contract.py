@@ -158,7 +158,7 @@ def test_opcheck(case: Case, impl: str):
     torch.library.opcheck(backward_op, new_rows)
 
 
-@pytest.mark.parametrize("impl", ["reference", "aten", "native"])
+@pytest.mark.parametrize("impl", ["reference", "aten", "native", "triton"])
 def test_weight_gradients_have_the_strides_of_their_weights(impl: str):
     if not _registry.live("planted_conv2d", impl, "cpu"):
         pytest.skip(_registry.why_not("planted_conv2d", impl, "cpu"))
@@ -270,6 +270,6 @@ def test_errors_name_argument_expectation_and_value():
     fails(TypeError, "weight: .*dtype torch.float32, got torch.float64", x[:, :3], w.double())
     fails(TypeError, "input: expected float64.*got torch.int64", x.long(), w)
     fails(ValueError, "weight: .*device cpu, got meta", x[:, :3], w.to("meta"))
-    fails(NotImplementedError, "triton", x[:, :3], w, impl="triton")
+    fails(NotImplementedError, "triton", x[:, :4], torch.randn(4, 2, 3, 3), groups=2, impl="triton")
     with torch.no_grad():
         planted_conv2d(x[:, :3], w.clone().requires_grad_())

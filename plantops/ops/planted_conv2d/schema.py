@@ -12,9 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from plantops.ops import _registry
+from plantops.ops import _registry, _triton
 from plantops.ops._layout import empty, memory_format
 from plantops.ops.planted_conv2d import aten, auto, reference, shapes
+
+TRITON = "plantops.ops.planted_conv2d.triton"
 
 
 def _fake(
@@ -91,7 +93,11 @@ forward_op = _registry.define(
     "(Tensor input, Tensor weight, Tensor? weight_out, Tensor? weight_in, Tensor? bias, Tensor? bias_out,"
     " int[2] stride, int[2] padding, int[2] dilation, int groups, SymInt in_start, Tensor? addend, str activation,"
     " int max_pool, bool save_indices, str impl) -> (Tensor output, Tensor indices)",
-    implementations={"reference": reference.forward, "aten": aten.forward},
+    implementations={
+        "reference": reference.forward,
+        "aten": aten.forward,
+        "triton": _triton.late(TRITON, "forward"),
+    },
     fake=_fake,
     choose=auto.choose_forward,
     key=auto.forward_key,
@@ -103,7 +109,11 @@ backward_op = _registry.define(
     " int groups, SymInt in_start, SymInt planted_in, str activation, int max_pool, str input_grad,"
     " bool[5] output_mask, str impl) -> (Tensor grad_input, Tensor grad_weight_out, Tensor grad_weight_in,"
     " Tensor grad_bias_out, Tensor grad_addend)",
-    implementations={"reference": reference.backward, "aten": aten.backward},
+    implementations={
+        "reference": reference.backward,
+        "aten": aten.backward,
+        "triton": _triton.late(TRITON, "backward"),
+    },
     fake=_fake_backward,
     choose=auto.choose_backward,
     key=auto.backward_key,
