@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
@@ -64,12 +65,20 @@ def run(cases: Iterable[Case], settings: Settings, report: Callable[[Case, list[
     ceilings = measure_ceilings(settings.device, [case.arithmetic for case in cases], clock=settings.clock())
     timers, rows = settings.timers(), []
     for case in cases:
-        block = [{**row, **about} for row in run_case(case, settings, timers, ceilings)]
+        with _repeatable_backward():
+            block = [{**row, **about} for row in run_case(case, settings, timers, ceilings)]
         report(case, block)
         rows += block
         torch.compiler.reset()
         gc.collect()
     return rows
+
+
+def _repeatable_backward() -> AbstractContextManager[None]:
+    """Compiled functions whose backward can be called again: the backward alone is timed over one forward."""
+    from torch._functorch import config
+
+    return config.patch(donated_buffer=False)
 
 
 def run_case(case: Case, settings: Settings, timers: Sequence[Timer], ceilings: Ceilings) -> list[Row]:

@@ -92,10 +92,12 @@ class HostTimer:
     Args:
         clock: seconds; `time.process_time` for one thread on a machine that is shared with others.
         min_seconds: a short call is repeated within a sample until about this long is measured.
-        warmup: untimed calls before anything is measured.
+        warmup: untimed calls before anything is measured; at least one, and no more once they took `LONG` seconds.
     """
 
     call, cache = "eager", "warm"
+    LONG = 0.05
+    """Of a call this long the caches' state at its start is a small part."""
 
     def __init__(
         self, clock: Callable[[], float] = time.perf_counter, min_seconds: float = 2e-3, warmup: int = 3
@@ -104,12 +106,17 @@ class HostTimer:
 
     def sampler(self, make: Make) -> Sampler:
         call = make()
-        for _ in range(self._warmup):
+        begin = self._clock()
+        for turn in range(self._warmup):
             call()
-        calls = max(1, int(self._min_seconds / max(self._seconds(call, 1), 1e-7)))
+            if turn and self._clock() - begin > self.LONG:
+                break
+        seconds = self._seconds(call, 1)
+        calls = max(1, int(self._min_seconds / max(seconds, 1e-7)))
 
         def sample() -> float:
-            call()  # untimed: memory and caches as this variant leaves them, not its predecessor
+            if seconds < self.LONG:
+                call()  # untimed: memory and caches as this variant leaves them, not its predecessor
             return self._seconds(call, calls)
 
         return Sampler(sample, calls)

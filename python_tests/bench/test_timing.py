@@ -53,12 +53,17 @@ def test_a_short_call_is_repeated_within_a_sample():
     def call():
         nonlocal count
         count += 1
-        clock.now += 0.25
+        clock.now += seconds
 
-    timing = measure({"a": call}, rounds=4, min_seconds=1.0, warmup=2, clock=clock)["a"]
-    assert (timing.p20, timing.p50, timing.p80, timing.calls) == (0.25, 0.25, 0.25, 4)
+    seconds = 2.0**-8
+    timing = measure({"a": call}, rounds=4, min_seconds=2.0**-6, warmup=2, clock=clock)["a"]
+    assert (timing.p20, timing.p50, timing.p80, timing.calls) == (seconds, seconds, seconds, 4)
     assert count == 2 + 1 + 4 * (1 + 4)  # warm-up, calibration, and in each round one untimed call and four timed
-    assert timing.milliseconds() == {"p20_ms": 250.0, "p50_ms": 250.0, "p80_ms": 250.0}
+    assert timing.milliseconds() == {"p20_ms": 3.90625, "p50_ms": 3.90625, "p80_ms": 3.90625}
+
+    count, seconds = 0, 1.0
+    assert measure({"a": call}, rounds=4, warmup=5, clock=clock)["a"].p50 == 1.0
+    assert count == 2 + 1 + 4  # a long call needs fewer
 
 
 def test_what_prepares_a_call_is_not_timed():
