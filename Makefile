@@ -6,6 +6,9 @@
 PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= torch>=2.11
+# Where no GPU is visible the CUDA kernels are left out, which saves minutes; PLANTOPS_BUILD=cuda compiles them all the same.
+PLANTOPS_BUILD ?= $(shell if ! nvidia-smi -L 2>/dev/null | grep -q GPU && command -v $${CXX:-c++} >/dev/null; then echo cpu; else echo auto; fi)
+export PLANTOPS_BUILD
 PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
 SOURCES := $(shell find csrc -type f) CMakeLists.txt setup.py pyproject.toml
 

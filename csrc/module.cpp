@@ -1,4 +1,4 @@
-// Entry of plantops._C: build information. The op kernels register themselves (TORCH_LIBRARY_IMPL in cpu/*.cpp).
+// Entry of plantops._C: build information. The op kernels register themselves (TORCH_LIBRARY_IMPL in cpu/*.cpp and cuda/*.cpp).
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -6,6 +6,11 @@
 #include <string>
 
 #include "cpu/simd/isa.h"
+
+#if !defined(PLANTOPS_CUDA_VERSION)
+#define PLANTOPS_CUDA_VERSION ""
+#define PLANTOPS_CUDA_ARCHITECTURES ""
+#endif
 
 namespace {
 
@@ -26,8 +31,8 @@ std::map<std::string, std::string> build_info() {
       {"compiler", compiler()},
       {"instruction_sets", PLANTOPS_ISA_LEVELS},
       {"instruction_set_in_use", plantops::isa_name(plantops::active_isa())},
-      {"cuda_version", ""},
-      {"cuda_architectures", ""},
+      {"cuda_version", PLANTOPS_CUDA_VERSION},
+      {"cuda_architectures", PLANTOPS_CUDA_ARCHITECTURES},
   };
 }
 

@@ -15,6 +15,9 @@ REBUILD = (
 )
 
 
+REBUILD_CUDA = REBUILD.replace("PLANTOPS_BUILD=cpu", "PLANTOPS_BUILD=cuda")
+
+
 @dataclass(frozen=True)
 class ExtensionStatus:
     """Whether `plantops._C` is loaded; if not, the reason and the command that would change it."""
@@ -29,15 +32,27 @@ def _torch_version() -> str:
     return ".".join(torch.__version__.split(".")[:2])
 
 
+def _major(version: str | None) -> str:
+    return (version or "").split(".")[0]
+
+
 def _load() -> ExtensionStatus:
-    record = Path(__file__).parent / "_C_build.json"
-    if not record.exists():
+    path = Path(__file__).parent / "_C_build.json"
+    if not path.exists():
         return ExtensionStatus(False, "this installation has no compiled module (built without one)", REBUILD)
     # Compared before loading: a module built against another torch may fail to load or crash.
-    built_for = json.loads(record.read_text())["torch"]
+    record = json.loads(path.read_text())
+    built_for, cuda = record["torch"], record.get("cuda", "")
     if built_for != _torch_version():
         return ExtensionStatus(
             False, f"the compiled module was built for torch {built_for}, installed is {torch.__version__}", REBUILD
+        )
+    if cuda and _major(cuda) != _major(torch.version.cuda):
+        return ExtensionStatus(
+            False,
+            f"the compiled module was built with CUDA {cuda}, installed is torch {torch.__version__}"
+            + (f" for CUDA {torch.version.cuda}" if torch.version.cuda else " without CUDA"),
+            REBUILD,
         )
     try:
         module = importlib.import_module("plantops._C")

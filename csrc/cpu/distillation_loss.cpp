@@ -4,7 +4,7 @@
 #include <tuple>
 
 #include "../ops/distillation_loss.h"
-#include "python_fallback.h"
+#include "../tensors/python_fallback.h"
 #include "row_losses.h"
 
 namespace plantops {
@@ -13,20 +13,9 @@ namespace {
 using at::Tensor;
 using std::string_view;
 
-Reduction parse_reduction(string_view name) {
-  if (name == "none") return Reduction::none;
-  if (name == "sum") return Reduction::sum;
-  TORCH_CHECK_VALUE(name == "mean", "reduction: expected 'none', 'sum' or 'mean', got '", name, "'");
-  return Reduction::mean;
-}
-
 // Contiguous and in range: an index outside would be read from and written to foreign memory.
 Tensor check_target(const Tensor& target, const Tensor& student) {
-  TORCH_CHECK_TYPE(target.scalar_type() == at::kLong, "target: expected an int64 tensor of class indices, got ",
-                   target.scalar_type());
-  TORCH_CHECK_VALUE(target.is_cpu(), "target: expected the student's device cpu, got ", target.device());
-  TORCH_CHECK_VALUE(target.sizes() == student.sizes().slice(0, student.dim() - 1), "target: expected shape ",
-                    student.sizes().slice(0, student.dim() - 1), ", got ", target.sizes());
+  check_target_tensor(target, student);
   const int64_t classes = student.size(-1);
   Tensor result = target.contiguous();
   const int64_t* values = result.const_data_ptr<int64_t>();
@@ -44,7 +33,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward(
                                           label_smoothing, reduction_name, impl);
   check_logit_pair(student, teacher);
   const Tensor classes_of_rows = check_target(target, student);
-  const Reduction reduction = parse_reduction(reduction_name);
+  const Reduction reduction = parse_row_reduction(reduction_name);
   const RowView s = view_rows(student), t = view_rows(teacher);
   const int64_t classes = student.size(-1), rows = target.numel();
   Tensor lse_student_t = empty_rows(student), lse_teacher_t = empty_rows(student), lse_student = empty_rows(student);
@@ -84,7 +73,7 @@ Tensor backward(
   check_row_values("lse_student_t", lse_student_t, student);
   check_row_values("lse_teacher_t", lse_teacher_t, student);
   check_row_values("lse_student", lse_student, student);
-  const Reduction reduction = parse_reduction(reduction_name);
+  const Reduction reduction = parse_row_reduction(reduction_name);
   const RowView s = view_rows(student), t = view_rows(teacher);
   const int64_t classes = student.size(-1), rows = target.numel();
   Tensor row_grad;

@@ -17,7 +17,7 @@
 #include <tuple>
 #include <vector>
 
-#include "python_fallback.h"
+#include "../tensors/python_fallback.h"
 #include "simd/group_sparsity.h"
 #include "simd/isa.h"
 

@@ -4,7 +4,7 @@
 #include <tuple>
 
 #include "../ops/kl_div_logits.h"
-#include "python_fallback.h"
+#include "../tensors/python_fallback.h"
 #include "row_losses.h"
 
 namespace plantops {
@@ -12,14 +12,6 @@ namespace {
 
 using at::Tensor;
 using std::string_view;
-
-Reduction parse_reduction(string_view name) {
-  if (name == "none") return Reduction::none;
-  if (name == "sum") return Reduction::sum;
-  if (name == "mean") return Reduction::mean;
-  TORCH_CHECK_VALUE(name == "batchmean", "reduction: expected 'none', 'sum', 'mean' or 'batchmean', got '", name, "'");
-  return Reduction::batchmean;
-}
 
 double factor_of(const Tensor& student, Reduction reduction) {
   return reduction_factor(reduction, student.size(0), student.numel());
@@ -30,7 +22,7 @@ std::tuple<Tensor, Tensor, Tensor> forward(
   if (!computes_here(impl))
     return call_python<decltype(forward)>("kl_div_logits", student, teacher, temperature, reduction_name, impl);
   check_logit_pair(student, teacher);
-  const Reduction reduction = parse_reduction(reduction_name);
+  const Reduction reduction = parse_kl_reduction(reduction_name);
   const bool pointwise = reduction == Reduction::none;
   const RowView s = view_rows(student), t = view_rows(teacher);
   const int64_t classes = student.size(-1), rows = student.numel() / classes;
@@ -59,16 +51,13 @@ Tensor backward(
   check_logit_pair(student, teacher);
   check_row_values("lse_student", lse_student, student);
   check_row_values("lse_teacher", lse_teacher, student);
-  const Reduction reduction = parse_reduction(reduction_name);
+  const Reduction reduction = parse_kl_reduction(reduction_name);
   const RowView s = view_rows(student), t = view_rows(teacher);
   const int64_t classes = student.size(-1), rows = student.numel() / classes;
   RowView g;
   double factor = 0;
   if (reduction == Reduction::none) {
-    TORCH_CHECK_VALUE(grad.sizes() == student.sizes() && grad.is_cpu(), "grad: expected the student's shape ",
-                      student.sizes(), " on the cpu, got ", grad.sizes(), " on ", grad.device());
-    TORCH_CHECK_TYPE(grad.scalar_type() == compute_type(student), "grad: expected ", compute_type(student), ", got ",
-                     grad.scalar_type());
+    check_pointwise_grad(grad, student);
     g = view_rows(grad);
   } else {
     factor = scalar_value("grad", grad, student) * factor_of(student, reduction) / temperature;
@@ -92,7 +81,7 @@ std::tuple<Tensor, Tensor> value_and_grad(
     return call_python<decltype(value_and_grad)>(
         "kl_div_logits_value_and_grad", student, teacher, temperature, reduction_name, impl);
   check_logit_pair(student, teacher);
-  const Reduction reduction = parse_reduction(reduction_name);
+  const Reduction reduction = parse_kl_reduction(reduction_name);
   const bool pointwise = reduction == Reduction::none;
   const RowView s = view_rows(student), t = view_rows(teacher);
   const int64_t classes = student.size(-1), rows = student.numel() / classes;

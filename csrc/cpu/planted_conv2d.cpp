@@ -15,7 +15,7 @@
 #include <vector>
 
 #include "planted_conv2d_plan.h"
-#include "python_fallback.h"
+#include "../tensors/python_fallback.h"
 #include "simd/isa.h"
 
 namespace plantops {

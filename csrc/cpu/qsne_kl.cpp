@@ -12,7 +12,7 @@
 #include <tuple>
 #include <vector>
 
-#include "python_fallback.h"
+#include "../tensors/python_fallback.h"
 #include "simd/isa.h"
 #include "simd/qsne_kl.h"
 

@@ -2,12 +2,12 @@
 #pragma once
 
 #include <ATen/Parallel.h>
-#include <ATen/core/Tensor.h>
 
 #include <memory>
 #include <string_view>
 
 #include "../ops/kl_div_logits.h"
+#include "../tensors/rows.h"
 #include "simd/row_losses.h"
 
 namespace plantops {
@@ -16,19 +16,6 @@ const RowLosses& active_row_losses();
 
 inline bool computes_here(std::string_view impl) { return impl == "native" || impl == "auto"; }
 
-// A matrix [rows, classes] over a tensor's memory. `owner` keeps a copy alive where leading dimensions could not be
-// read with one stride.
-struct RowView {
-  at::Tensor owner;
-  Rows rows;
-};
-RowView view_rows(const at::Tensor& tensor);
-
-// Checks what would make the kernels read or write outside the tensors; raises naming the argument.
-void check_logit_pair(const at::Tensor& student, const at::Tensor& teacher);
-void check_row_values(const char* name, const at::Tensor& values, const at::Tensor& student);
-
-at::ScalarType compute_type(const at::Tensor& student);
 at::Tensor empty_rows(const at::Tensor& student);      // [*] in the compute type
 at::Tensor empty_logits(const at::Tensor& student, at::ScalarType type);  // [*, C]
 at::Tensor loss_scalar(const at::Tensor& student, double value);

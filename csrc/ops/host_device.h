@@ -8,3 +8,13 @@
 #else
 #define PLANTOPS_INLINE inline __attribute__((always_inline))
 #endif
+
+// In front of a loop that the GPU's compiler must unroll, so that arrays indexed by its counter stay in registers; or
+// must not, so that it does not fill the registers with loads of all turns.
+#if defined(__CUDA_ARCH__)
+#define PLANTOPS_UNROLL _Pragma("unroll")
+#define PLANTOPS_NO_UNROLL _Pragma("unroll 1")
+#else
+#define PLANTOPS_UNROLL
+#define PLANTOPS_NO_UNROLL
+#endif

@@ -2,7 +2,6 @@
 #pragma once
 
 #include <cstdint>
-#include <limits>
 
 #include "host_device.h"
 
@@ -15,7 +14,7 @@ PLANTOPS_INLINE double reduction_factor(Reduction reduction, int64_t batch, int6
   int64_t count = 1;
   if (reduction == Reduction::mean) count = elements;
   if (reduction == Reduction::batchmean) count = batch;
-  return count == 0 ? std::numeric_limits<double>::quiet_NaN() : 1.0 / double(count);
+  return count == 0 ? __builtin_nan("") : 1.0 / double(count);
 }
 
 // p_T (log p_T - log p_S) for a class, up to the normalisers when `p_t` and the logits lack them. p_T = 0 adds 0 also

@@ -1,8 +1,9 @@
 """Where ops are defined: one schema, one fake and one resolver of `impl` for each.
 
 An op is defined in Python, so it exists without the compiled module. Its Python kernel serves every device; the
-compiled module adds CPU kernels to `plantops::<stem>` that compute `impl="native"` and hand everything else back to
-the same Python kernel, reachable for them as `plantops_python::<stem>`.
+compiled module adds kernels for the CPU, and in a CUDA build for GPUs, to `plantops::<stem>` that compute
+`impl="native"` and hand everything else back to the same Python kernel, reachable for them as
+`plantops_python::<stem>`.
 """
 
 from __future__ import annotations
@@ -14,10 +15,12 @@ from typing import Any
 
 import torch
 
-from plantops._extension import STATUS
+from plantops._extension import REBUILD_CUDA, STATUS
 from plantops.ops import _triton, _tuned
 
 IMPLS = ("auto", "reference", "aten", "native", "triton")
+
+_DISPATCH_KEYS = {"cpu": "CPU", "cuda": "CUDA"}
 
 _public = torch.library.Library("plantops", "DEF")
 _private = torch.library.Library("plantops_python", "DEF")
@@ -135,9 +138,10 @@ def check_impl(impl: str) -> None:
 @cache
 def has_native(stem: str, device_type: str) -> bool:
     """Whether the loaded compiled module computes `stem` on this kind of device."""
-    if not STATUS.loaded or device_type != "cpu":
+    key = _DISPATCH_KEYS.get(device_type)
+    if not STATUS.loaded or key is None:
         return False
-    return bool(torch._C._dispatch_has_kernel_for_dispatch_key(f"plantops::{stem}", "CPU"))
+    return bool(torch._C._dispatch_has_kernel_for_dispatch_key(f"plantops::{stem}", key))
 
 
 def unavailable(stem: str, impl: str, device_type: str) -> Exception:
@@ -149,10 +153,12 @@ def unavailable(stem: str, impl: str, device_type: str) -> Exception:
 
 def why_not(stem: str, impl: str, device_type: str) -> str:
     """The reason why `impl` is not live for `stem` on this kind of device, and what would change it."""
-    if impl == "native" and device_type == "cpu" and not STATUS.loaded:
+    if impl == "native" and device_type in _DISPATCH_KEYS and not STATUS.loaded:
         return f"{STATUS.reason}. To build it: {STATUS.remedy}"
     if impl == "triton" and impl in _ops[stem].implementations:
         return _triton.why_not(device_type)
+    if impl == "native" and device_type == "cuda" and not STATUS.info["cuda_architectures"]:
+        return f"the compiled module was built without CUDA kernels. To build them: {REBUILD_CUDA}"
     return f"this version of plantops has no {impl} kernel for it; use impl='auto' or 'aten'"
 
 

@@ -81,10 +81,11 @@ def choose(direction: str, dtype: torch.dtype, layout: torch.memory_format, inpu
 
 def _available(stem: str, tensor: Tensor, stride: Sequence[int], groups: int) -> bool:
     return (
-        tensor.dtype in NATIVE_DTYPES
+        tensor.device.type == "cpu"  # the table's
+        and tensor.dtype in NATIVE_DTYPES
         and groups == 1
         and tuple(stride) == (1, 1)
-        and _registry.has_native(stem, tensor.device.type)
+        and _registry.has_native(stem, "cpu")
     )
 
 

@@ -1,4 +1,4 @@
-// A CPU kernel computes impl = "native" (and "auto" where it always wins) and hands every other impl to the Python
+// A compiled kernel computes impl = "native" (and "auto" where it always wins) and hands every other impl to the Python
 // kernel of the same op, which plantops/ops/_registry.py registers in the private namespace plantops_python.
 #pragma once
 

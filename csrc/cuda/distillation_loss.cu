@@ -1,0 +1,114 @@
+// distillation_loss and its backward: alpha T^2 KL + (1 - alpha) CE for each row.
+#include "../ops/distillation_loss.h"
+#include "row_kernels.cuh"
+#include "row_losses.h"
+#include "row_ops.cuh"
+
+namespace plantops::cuda {
+namespace {
+
+template <class Arguments>
+__device__ __forceinline__ int target_of(const Arguments& a, int64_t row) {
+  const int64_t target = a.hard.target[row];
+  device_assert(target >= 0 && target < a.logits.classes, "target: expected class indices in [0, classes)");
+  return int(target);
+}
+
+struct Forward {
+  using Arguments = DistillationForward;
+  static constexpr bool kLoss = true, kHolds = false;
+
+  template <class Reader, class Team>
+  static __device__ __forceinline__ double run(
+      const Arguments& a, Reader& reader, Team& team, int64_t row, bool active) {
+    using T = typename Reader::Type;
+    using W = Wide<T>;
+    const double t = a.logits.temperature, alpha = a.hard.alpha;
+    DistillationSums<T> sums;
+    collect(sums, reader, team, W(1.0 / t));
+    W values[5] = {sums.sum_s, sums.sum_t, sums.weighted, sums.sum_1, sums.centred};
+    team.sum(values);
+    if (!active || !team.leader()) return 0;
+    sums.sum_s = values[0];
+    sums.sum_t = values[1];
+    sums.weighted = values[2];
+    const W sum_1 = W(1.0 / t) == W(1) ? sums.sum_s : values[3];
+    set_value_of(a.lse_student_t, row, KlSums<T>::log_sum_exp(sums.max_s, sums.sum_s, t));
+    set_value_of(a.lse_teacher_t, row, KlSums<T>::log_sum_exp(sums.max_t, sums.sum_t, t));
+    set_value_of(a.lse_student, row, KlSums<T>::log_sum_exp(sums.max_s, sum_1, 1.0));
+    const Rows& student = a.logits.student;
+    const double at_target =
+        double(read_value<W>(student, row * student.row_stride + target_of(a, row) * student.class_stride));
+    const double loss =
+        alpha * t * t * sums.divergence() +
+        (1 - alpha) * cross_entropy_of_row(log(double(sum_1)), at_target - double(sums.shift(sums.max_s)),
+                                           double(values[4]), reader.count,
+                                           smooth_target(a.hard.label_smoothing, reader.count));
+    if (a.row_loss != nullptr) set_value_of(a.row_loss, row, W(loss));
+    return loss;
+  }
+};
+
+struct Backward {
+  using Arguments = DistillationBackward;
+  static constexpr bool kLoss = false, kHolds = true;
+
+  template <class Reader, class Team>
+  static __device__ __forceinline__ double run(
+      const Arguments& a, Reader& reader, Team& team, int64_t row, bool active) {
+    using T = typename Reader::Type;
+    using W = Wide<T>;
+    constexpr int kValues = Reader::kValues;
+    const int64_t at = active ? row : 0;
+    const double t = a.logits.temperature;
+    Softmax<W> p_s = Softmax<W>::from_log_sum_exp(a.lse_student_t, at, t);
+    Softmax<W> p_t = Softmax<W>::from_log_sum_exp(a.lse_teacher_t, at, t);
+    Softmax<W> p_1 = Softmax<W>::from_log_sum_exp(a.lse_student, at, 1.0);
+    const bool at_one = p_s.inv_temperature == W(1);
+    W sums[3] = {0, 0, 0};
+    reader.first([&](int position, const W(&student)[kValues], const W(&teacher)[kValues]) {
+      PLANTOPS_UNROLL
+      for (int k = 0; k < kValues; ++k) {
+        if (!inside(reader, position + k)) continue;
+        sums[0] += p_s.template operator()<T>(student[k]);
+        sums[1] += p_t.template operator()<T>(teacher[k]);
+        if (!at_one) sums[2] += p_1.template operator()<T>(student[k]);
+      }
+    });
+    team.sum(sums);
+    p_s.norm = W(1) / sums[0];
+    p_t.norm = W(1) / sums[1];
+    p_1.norm = W(1) / sums[2];
+    const W grad = a.row_grad != nullptr ? value_of<W>(a.row_grad, at) : value_of<W>(a.grad);
+    const double upstream = a.factor * double(grad);
+    const DistillationWeights weights = distillation_weights(
+        upstream, a.hard.alpha, t, smooth_target(a.hard.label_smoothing, a.logits.classes));
+    const W kl = W(weights.kl), ce = W(weights.ce), uniform = W(weights.uniform);
+    const int target = target_of(a, at);
+    reader.again([&](int position, const W(&student)[kValues], const W(&teacher)[kValues]) {
+      W gradient[kValues];
+      PLANTOPS_UNROLL
+      for (int k = 0; k < kValues; ++k) {
+        const W s = p_s.template operator()<T>(student[k]);
+        const W s_1 = at_one ? s : p_1.template operator()<T>(student[k]);
+        gradient[k] = kl_gradient(s, p_t.template operator()<T>(teacher[k]), kl) + (s_1 * ce - uniform);
+        if (position + k == target) gradient[k] -= W(weights.target);
+      }
+      write_values(reader, a.grad_student, a.logits.student.type, row, position, gradient);
+    });
+    return 0;
+  }
+};
+
+}  // namespace
+
+cudaError_t launch(const DistillationForward& arguments, const LossSum& sum, cudaStream_t stream) {
+  return launch_loss<Forward>(arguments, false, sum, stream);
+}
+
+cudaError_t launch(const DistillationBackward& arguments, cudaStream_t stream) {
+  int64_t partials = 0;
+  return launch_rows<Backward>(arguments, false, stream, partials);
+}
+
+}  // namespace plantops::cuda
