@@ -65,7 +65,10 @@ def full_precision(logits: Tensor) -> Tensor:
 
 
 def make_optimizer(recipe: Recipe, parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
-    """The optimizer that ``recipe`` names, over ``parameters`` alone."""
+    """The optimizer that ``recipe`` names, over ``parameters`` alone.
+
+    Fused: one call updates all of them, instead of a handful for each.
+    """
     if recipe.optimizer == "sgd":
         return torch.optim.SGD(
             parameters,
@@ -73,5 +76,6 @@ def make_optimizer(recipe: Recipe, parameters: list[torch.nn.Parameter]) -> torc
             momentum=recipe.momentum,
             nesterov=recipe.momentum > 0,
             weight_decay=recipe.weight_decay,
+            fused=True,
         )
-    return torch.optim.AdamW(parameters, lr=recipe.lr, weight_decay=recipe.weight_decay)
+    return torch.optim.AdamW(parameters, lr=recipe.lr, weight_decay=recipe.weight_decay, fused=True)
