@@ -1,7 +1,8 @@
 """Runs the command line in this process and kills it without warning (SIGKILL) at the N-th event.
 
 Events are the moments between which a run's files and memory change: an optimizer step, a write to metrics.jsonl, a
-synced file, a rename, a removed folder. Usage: killed.py N COMMAND [OPTIONS]; N = 0 never kills.
+synced file, a rename, a removed folder. Usage: killed.py N COMMAND [OPTIONS]; N = 0 never kills. Under torchrun it is
+process 1 that dies, in its first life.
 """
 
 import os
@@ -16,6 +17,8 @@ from plantops.train import checkpoint, files, loop
 
 def main() -> int:
     left = int(sys.argv[1]) or -1
+    if os.environ.get("RANK", "1") != "1" or os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0":
+        left = -1
 
     def counted(function: Any) -> Any:
         def call(*arguments: Any, **options: Any) -> Any:

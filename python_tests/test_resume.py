@@ -108,3 +108,25 @@ def test_interrupt_says_how_to_go_on(whole: Path, tmp_path: Path) -> None:
     assert f"plantops plant --resume {run}" in said
     assert "Traceback" not in said
     assert len(list((run / "checkpoints").iterdir())) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kill_at", [0, 8], ids=["both live", "one dies"])
+def test_two_processes_are_one(whole: Path, tmp_path: Path, kill_at: int) -> None:
+    """Under torchrun the candidates of a round are spread; a process that dies costs time, nothing else."""
+    run = tmp_path / "run"
+    script = [str(ROOT / "python_tests" / "killed.py"), str(kill_at), "plant", *SMALL, "--out", str(run)]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [*launcher, "--max-restarts", str(min(kill_at, 1)), *script]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=240)
+    assert done.returncode == 0, done.stderr
+    assert ("Signal 9 (SIGKILL)" in done.stderr) == (kill_at > 0)
+
+    def of(run: Path, kind: str) -> list[str]:
+        return [str(record) for record in records(run) if record["kind"] == kind]
+
+    for kind in ("candidate", "round", "network", "stop"):
+        assert of(run, kind) == of(whole, kind)
+    assert sorted(of(run, "epoch")) == sorted(of(whole, "epoch"))  # each process writes its own together
+    assert networks(run) == networks(whole)

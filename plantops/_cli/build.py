@@ -21,6 +21,7 @@ from plantops.planting.config import PlanterConfig
 from plantops.planting.experiment import Comparison, Experiment, Family
 from plantops.train.batches import Augment
 from plantops.train.data import DataParts, ImageData, load
+from plantops.train.ranks import local_rank
 from plantops.train.recipe import Recipe, Regularizer
 
 
@@ -45,6 +46,8 @@ def choose_device(options: MachineOptions) -> torch.device:
             raise Mistake(f"--threads must be at least 1, got {options.threads}.")
         torch.set_num_threads(options.threads)
     device = _device(options.device)
+    if device == torch.device("cuda") and torch.cuda.device_count() > local_rank():
+        device = torch.device("cuda", local_rank())  # each process of a machine has a GPU of its own
     if options.precision == "fp16" and device.type != "cuda":
         raise Mistake(f"--precision fp16 needs a CUDA device, this run is on {device}: use --precision bf16.")
     return device

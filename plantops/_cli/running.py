@@ -12,11 +12,15 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, TypeVar
 
+import torch
+
 from plantops._cli.mistakes import INTERRUPTED, Mistake
 from plantops._cli.options import MachineOptions
 from plantops._cli.parse import RESUME_FLAG, resolve, resolve_again, take
 from plantops.train.progress import make_progress, table_lines
-from plantops.train.run import Run
+from plantops.train.ranked_session import RankedSession
+from plantops.train.ranks import ranks_of_environment
+from plantops.train.run import Run, read_run
 from plantops.train.session import Session
 
 Options = TypeVar("Options", bound=MachineOptions)
@@ -30,6 +34,15 @@ def opened(kind: type[Options], command: str, arguments: list[str]) -> Iterator[
         Mistake, RunError: options that do not fit, a run that cannot be used or has ended already.
     """
     folder, rest = take(arguments, RESUME_FLAG)
+    ranks = ranks_of_environment()
+    if folder is None and ranks is not None:
+        # torchrun repeats the command when a process has died; the run that is there already then goes on.
+        out = resolve(kind, command, rest).out
+        if ranks.json(out is not None and Path(out).exists(), 0):
+            folder, rest = out, []
+    if folder is not None and ranks is not None and ranks.rank > 0:
+        yield resolve_again(kind, command, read_run(folder).config, rest), None
+        return
     if folder is None:
         yield resolve(kind, command, rest), None
         return
@@ -60,15 +73,16 @@ def default_folder(command: str, data: str) -> Path:
 
 
 @contextmanager
-def session_of(run: Run, options: MachineOptions) -> Iterator[Session]:
+def session_of(run: Run, options: MachineOptions, device: torch.device) -> Iterator[Session]:
     """A session that Ctrl-C stops behind a checkpoint; the second Ctrl-C stops at once."""
     progress = make_progress(options.progress)
-    session = Session(
-        run,
-        checkpoint_seconds=options.checkpoint_seconds,
-        progress=progress,
-        logger=_tensorboard(run) if options.tensorboard else None,
-    )
+    more: dict[str, Any] = {
+        "checkpoint_seconds": options.checkpoint_seconds,
+        "progress": progress,
+        "logger": _tensorboard(run) if options.tensorboard else None,
+    }
+    ranks = ranks_of_environment()
+    session = Session(run, **more) if ranks is None else RankedSession(ranks, run, device=device, **more)
     for text in (session.warning, *_changes(run)):
         if text:
             print(f"warning: {text}", file=sys.stderr)

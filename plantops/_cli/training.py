@@ -18,6 +18,8 @@ from plantops._cli.options import PlantOptions, TeacherOptions, TeacherRunOption
 from plantops.planting.experiment import ExperimentResult, check_experiment, run_experiment, train_network
 from plantops.planting.networks import find_network
 from plantops.train.data import ImageData
+from plantops.train.ranked_session import RankedSession
+from plantops.train.ranks import ranks_of_environment
 from plantops.train.run import Run
 from plantops.train.session import Interrupted, Session
 
@@ -33,7 +35,9 @@ def plant(arguments: list[str]) -> int:
         teacher = load_teacher(options, parts.train, device)
         with mistakes():
             check_experiment(experiment, parts)
-        return _carry_out("plant", options, run, lambda session: run_experiment(experiment, parts, session, teacher))
+        return _carry_out(
+            "plant", options, device, run, lambda session: run_experiment(experiment, parts, session, teacher)
+        )
 
 
 def train(arguments: list[str]) -> int:
@@ -71,7 +75,7 @@ def _train(options: TrainOptions, run: Run | None) -> int:
             teacher_network=own_teacher,
         )
 
-    return _carry_out("train", options, run, work)
+    return _carry_out("train", options, device, run, work)
 
 
 def teacher(arguments: list[str]) -> int:
@@ -87,6 +91,7 @@ def teacher(arguments: list[str]) -> int:
         return _carry_out(
             "teacher",
             options,
+            device,
             run,
             lambda session: train_network(
                 family, widths, recipe, parts, session, role="teacher", name="teacher", seed=options.seed
@@ -113,12 +118,16 @@ def load_teacher(options: TeacherOptions, train: ImageData, device: torch.device
     return network.build().to(device)
 
 
-def _carry_out(command: str, options: Any, run: Run | None, work: Work) -> int:
+def _carry_out(command: str, options: Any, device: torch.device, run: Run | None, work: Work) -> int:
     """Folder, session, the work itself, tables and report."""
+    ranks = ranks_of_environment()
+    if ranks is not None and ranks.rank > 0:
+        work(RankedSession(ranks, device=device))
+        return 0
     resumed = run is not None
     with run or running.create_run(options, command, options.data) as run:
         try:
-            with running.session_of(run, options) as session:
+            with running.session_of(run, options, device) as session:
                 running.echo(command, options, run)
                 if resumed:
                     session.progress.note(f"Going on behind {session.epochs_done} epochs.")

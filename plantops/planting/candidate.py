@@ -17,9 +17,11 @@ from plantops.planting.plant import plant
 from plantops.planting.trunk import trunk_state
 from plantops.train.data import ImageData
 from plantops.train.loop import Trainer, load_tensors
+from plantops.train.ranks import spread
 from plantops.train.seeds import generator
 from plantops.train.session import Finished, Session
 from plantops.train.teacher_logits import TeacherLogits
+from plantops.train.together import Alone, Part, Share
 
 
 @dataclass(frozen=True)
@@ -109,11 +111,15 @@ def key_of(round: int, growth: Growth) -> str:
     return f"round-{round}/{growth.site}"
 
 
-def train_candidate(around: Surroundings, student: Student, round: int, growth: Growth) -> Candidate:
-    """Train one candidate to its end, or remember that it was, and write its record."""
+def sweep_loop(around: Surroundings, student: Student, round: int, growths: list[Growth]) -> list[Candidate]:
+    """All candidates of a round, one after the other: the readable reference of what a sweep computes."""
     config, session = around.config, around.session
 
-    def make_trainer() -> Trainer:
+    def share(growth: Growth, owner: int) -> Share:
+        part = Part(key_of(round, growth), growth.site, {"round": round, "site": growth.site})
+        return Share(owner, [part], lambda: Alone(make_trainer(growth)))
+
+    def make_trainer(growth: Growth) -> Trainer:
         planted = plant_growth(around, student, round, growth)
         frozen = trunk_state(planted)
         return Trainer(
@@ -128,9 +134,13 @@ def train_candidate(around: Surroundings, student: Student, round: int, growth: 
             batch_done=session.progress.batch,
         )
 
-    key = key_of(round, growth)
-    work = session.fit(key, make_trainer, phase="candidate", name=growth.site, round=round, site=growth.site)
-    return record_candidate(around, student, round, growth, work)
+    owners = spread([1.0] * len(growths), session.workers)
+    shares = [share(growth, owner) for growth, owner in zip(growths, owners, strict=True)]
+    finished = session.fit_spread(shares, phase="candidate")
+    return [
+        record_candidate(around, student, round, growth, work)
+        for growth, (work,) in zip(growths, finished, strict=True)
+    ]
 
 
 def record_candidate(around: Surroundings, student: Student, round: int, growth: Growth, work: Finished) -> Candidate:
@@ -161,8 +171,3 @@ def record_candidate(around: Surroundings, student: Student, round: int, growth:
         candidate_seconds=candidate.seconds,
     )
     return candidate
-
-
-def sweep_loop(around: Surroundings, student: Student, round: int, growths: list[Growth]) -> list[Candidate]:
-    """All candidates of a round, one after the other: the readable reference of what a sweep computes."""
-    return [train_candidate(around, student, round, growth) for growth in growths]

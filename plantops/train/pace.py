@@ -28,9 +28,9 @@ class Pace:
         self.stage_total, self.stage_done, self._in_round = units, 0, in_round
         self._began = self._clock()
 
-    def unit(self) -> None:
-        self.done += 1
-        self.stage_done += 1
+    def units(self, count: int = 1) -> None:
+        self.done += count
+        self.stage_done += count
 
     def stage_seconds(self) -> float | None:
         """For the rest of this stage; None before its first epoch is done."""

@@ -40,8 +40,9 @@ class Progress(Protocol):
         train_loss: float,
         val_loss: float | None,
         lr: float,
+        networks: int = 1,
     ) -> None:
-        """Epoch ``epoch`` (from 1) of ``epochs`` is done."""
+        """Epoch ``epoch`` (from 1) of ``epochs`` is done; of ``networks`` that train together ``name`` leads."""
 
     def round_table(self, rows: Sequence[Row], title: str = "") -> None:
         """One row per mapping; the first one's keys are the columns."""
@@ -105,6 +106,7 @@ class NullProgress:
         train_loss: float,
         val_loss: float | None,
         lr: float,
+        networks: int = 1,
     ) -> None: ...
 
     def round_table(self, rows: Sequence[Row], title: str = "") -> None: ...
@@ -150,15 +152,16 @@ class PlainProgress:
         train_loss: float,
         val_loss: float | None,
         lr: float,
+        networks: int = 1,
     ) -> None:
-        self._pace.unit()
+        self._pace.units(networks)
         ends = epoch == epochs and phase != "candidate"
         if not ends and self._clock() - self._last_line < self._interval:
             return
         self._last_line = self._clock()
         parts = [
             heading(phase, round, self._rounds),
-            name if name != phase else "",
+            leading(name, networks) if name != phase else "",
             f"epoch {epoch}/{epochs}",
             f"loss {train_loss:.4f}",
             "" if val_loss is None else f"val {val_loss:.4f}",
@@ -180,6 +183,11 @@ class PlainProgress:
 
     def _say(self, line: str) -> None:
         print(line, file=self._stream, flush=True)
+
+
+def leading(name: str, networks: int) -> str:
+    """``conv2``, or ``conv2 leads 5`` where it is the best of several that train together."""
+    return name if networks == 1 else f"{name} leads {networks}"
 
 
 def heading(phase: str, round: int | None, rounds: int | None) -> str:
@@ -263,8 +271,9 @@ class RichProgress:
         train_loss: float,
         val_loss: float | None,
         lr: float,
+        networks: int = 1,
     ) -> None:
-        self._pace.unit()
+        self._pace.units(networks)
         pace = self._pace
         self._bars.update(
             self._stage_task,
@@ -274,7 +283,7 @@ class RichProgress:
         losses = f"loss {train_loss:.4f}" + ("" if val_loss is None else f"  val {val_loss:.4f}")
         self._bars.update(
             self._epoch_task,
-            description=name,
+            description=leading(name, networks),
             completed=epoch,
             total=epochs,
             visible=True,

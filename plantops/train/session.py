@@ -14,6 +14,7 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -24,7 +25,7 @@ from plantops.train.checkpoint import Checkpoint, CheckpointError
 from plantops.train.loop import EpochResult, Trainer
 from plantops.train.progress import NullProgress, Progress
 from plantops.train.run import Run
-from plantops.train.together import Alone, Part, Together
+from plantops.train.together import Alone, Part, Share, Together
 
 FORMAT = "plantops-session"
 
@@ -97,6 +98,11 @@ class Session:
             self._take_up(run)
 
     @property
+    def workers(self) -> int:
+        """How many processes can train shares at the same time."""
+        return 1
+
+    @property
     def complete(self) -> bool:
         """Whether the program came to its end, in this process or before."""
         return "complete" in self._finished
@@ -157,13 +163,16 @@ class Session:
             seconds = list(under_way.seconds)
             self._records += under_way.records
             self._under_way = None
-        while not trainer.finished:
-            for place, (part, epoch) in enumerate(zip(parts, trainer.run_epoch(), strict=True)):
-                seconds[place] += epoch.seconds
-                self._log_epoch(epoch, phase, part)
-                results[place] = _last(epoch)
-            if not trainer.finished:
-                self._safe_point(partial(self._capture, keys, trainer, first_record, seconds))
+        with closing(trainer):
+            while not trainer.finished:
+                epochs = trainer.run_epoch()
+                for place, (part, epoch) in enumerate(zip(parts, epochs, strict=True)):
+                    seconds[place] += epoch.seconds
+                    self._log_epoch(epoch, phase, part)
+                    results[place] = _last(epoch)
+                self._show(phase, parts, epochs)
+                if not trainer.finished:
+                    self._safe_point(partial(self._capture, keys, trainer, first_record, seconds))
         records = self._records - first_record
         for place, (key, trained) in enumerate(zip(keys, trainer.tensors(), strict=True)):
             tensors = {name: tensor.detach().clone() for name, tensor in trained.items()}
@@ -172,6 +181,10 @@ class Session:
             self._finished[key] = Finished(result, tensors, 0 if place else records, trainer.epoch)
         self._safe_point(None)
         return [self._finished[key] for key in keys]
+
+    def fit_spread(self, shares: Sequence[Share], *, phase: str) -> list[list[Finished]]:
+        """``fit_together`` for shares of work that the session's workers can train at the same time."""
+        return [self.fit_together(share.parts, share.make_trainer, phase=phase) for share in shares]
 
     def once(self, key: str, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """A result of JSON values that is computed at most once in the life of a run (up to its last checkpoint)."""
@@ -211,15 +224,22 @@ class Session:
         seconds = fields.pop("seconds")
         labels = {"round": 0, "site": None, **part.labels}
         self.record("epoch", phase=phase, name=part.name, **labels, **fields, epoch_seconds=seconds)
+
+    def _show(self, phase: str, parts: Sequence[Part], epochs: Sequence[EpochResult]) -> None:
+        """Of networks that train together the best is shown."""
+        losses = [math.inf if finite(epoch.val_loss) is None else epoch.val_loss for epoch in epochs]
+        place = min(range(len(parts)), key=losses.__getitem__)  # type: ignore[arg-type]
+        part, best = parts[place], epochs[place]
         self.progress.epoch(
             phase,
             part.name,
-            labels["round"] or None,
-            epoch.epoch,
-            epoch.epochs,
-            epoch.train_loss,
-            epoch.val_loss,
-            epoch.lr,
+            part.labels.get("round") or None,
+            best.epoch,
+            best.epochs,
+            best.train_loss,
+            best.val_loss,
+            best.lr,
+            len(parts),
         )
 
     def _safe_point(self, under_way: Callable[[], _UnderWay] | None) -> None:

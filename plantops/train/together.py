@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -37,6 +37,8 @@ class Together(Protocol):
 
     def load(self, tensors: Sequence[Mapping[str, Tensor]], state: Mapping[str, Any], epoch: int) -> None: ...
 
+    def close(self) -> None: ...
+
 
 class Alone:
     """A ``Trainer`` as the only one of several."""
@@ -63,3 +65,15 @@ class Alone:
 
     def load(self, tensors: Sequence[Mapping[str, Tensor]], state: Mapping[str, Any], epoch: int) -> None:
         self._trainer.load(tensors[0], state, epoch)
+
+    def close(self) -> None:
+        """Nothing to give back."""
+
+
+@dataclass(frozen=True)
+class Share:
+    """Networks that one worker trains together; ``owner``: which of a session's workers."""
+
+    owner: int
+    parts: Sequence[Part]
+    make_trainer: Callable[[], Together]

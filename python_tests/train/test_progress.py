@@ -23,13 +23,13 @@ def test_pace_for_the_stage_and_at_most():
     pace.stage(4, in_round=False)
     assert pace.text() == ""
     clock.now += 30
-    pace.unit()
+    pace.units()
     assert (pace.stage_seconds(), pace.most_seconds()) == (90.0, None)  # a teacher's pace says nothing about rounds
     assert pace.text() == "eta 1:30"
     pace.stage(10, in_round=True)  # the teacher stopped after one epoch of four: the other three are not owed
     clock.now += 20
-    pace.unit()
-    pace.unit()
+    pace.units()
+    pace.units()
     assert pace.done == 6
     assert (pace.stage_seconds(), pace.most_seconds()) == (80.0, 940.0)
     assert pace.text() == "eta 1:20 (at most 15:40 in all)"
@@ -41,7 +41,7 @@ def test_a_resumed_pace_counts_what_was_done():
     pace.start(total=50, done=40)
     pace.stage(10, in_round=True)
     clock.now += 3
-    pace.unit()
+    pace.units()
     assert (pace.stage_seconds(), pace.most_seconds()) == (27.0, 27.0)
     assert pace.text() == "eta 0:27"
 
@@ -71,6 +71,9 @@ def test_plain_lines():
         clock.now += 1
         progress.batch(1, 2)
         progress.epoch("candidate", "conv2", 3, epoch, 6, 0.8712, 0.8691, 0.1)
+    progress.stage("round 4", 30, round=4, rounds=10)
+    clock.now += 5
+    progress.epoch("candidate", "conv2", 4, 1, 6, 0.8712, 0.8691, 0.1, 5)
     progress.note("conv2 wins")
     progress.round_table([{"site": "conv1", "parameters": 12345, "val loss": 0.5}], title="round 3")
     progress.close()
@@ -80,6 +83,7 @@ def test_plain_lines():
         "round 3/10  conv2  epoch 2/6  loss 0.8712  val 0.8691  eta 0:28 (at most 16:36 in all)",
         "round 3/10  conv2  epoch 4/6  loss 0.8712  val 0.8691  eta 0:26 (at most 16:34 in all)",
         "round 3/10  conv2  epoch 6/6  loss 0.8712  val 0.8691  eta 0:24 (at most 16:32 in all)",
+        "round 4/10  conv2 leads 5  epoch 1/6  loss 0.8712  val 0.8691  eta 0:25 (at most 16:03 in all)",
         "conv2 wins",
         "round 3",
         "site   parameters  val loss",

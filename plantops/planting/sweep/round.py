@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +20,7 @@ from plantops.planting.candidate import (
     key_of,
     plant_growth,
     record_candidate,
-    train_candidate,
+    sweep_loop,
 )
 from plantops.planting.sweep.features import FeatureStore
 from plantops.planting.sweep.program import Program, make_program
@@ -29,7 +28,8 @@ from plantops.planting.sweep.train import Member, SweepTrainer
 from plantops.planting.sweep.trunk import Trunk
 from plantops.planting.trunk import planted_parameters
 from plantops.train.loop import Feed
-from plantops.train.together import Part
+from plantops.train.ranks import spread
+from plantops.train.together import Part, Share
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class _Plan:
     """What a candidate will compute and hold.
 
     ``batch_bytes``: of the trunk's values for one batch, by name; ``own_bytes``: of its blocks, their gradients and
-    optimizer state.
+    optimizer state; ``cost``: how its time compares with others'.
     """
 
     growth: Growth
@@ -45,6 +45,7 @@ class _Plan:
     program: Program
     batch_bytes: dict[str, int]
     own_bytes: int
+    cost: float
 
 
 def sweep_shared(around: Surroundings, student: Student, round: int, growths: list[Growth]) -> list[Candidate]:
@@ -63,15 +64,23 @@ def sweep_shared(around: Surroundings, student: Student, round: int, growths: li
         forward, plans = _plans(around, student, round, growths)
     except Untraceable as reason:
         session.record("sweep", round=round, mode="loop", reason=str(reason))
-        return [train_candidate(around, student, round, growth) for growth in growths]
-    groups = _groups(plans, around.config.sweep_memory)
+        return sweep_loop(around, student, round, growths)
     modes = {plan.growth.site: "slices" if plan.program.delta else "suffix" for plan in plans}
-    peaks = [_held(group) for group in groups]
-    session.record("sweep", round=round, mode="shared", sites=modes, groups=len(groups), batch_bytes=max(peaks))
-    candidates = []
-    for group in groups:
-        candidates += _train_group(around, student, round, forward, group)
-    return candidates
+    owners = spread([plan.cost for plan in plans], session.workers)
+    groups: list[tuple[int, list[_Plan]]] = []
+    for worker in range(session.workers):
+        own = [plan for plan, owner in zip(plans, owners, strict=True) if owner == worker]
+        groups += [(worker, group) for group in _groups(own, around.config.sweep_memory)]
+    peak = max(_held(group) for _, group in groups)
+    session.record("sweep", round=round, mode="shared", sites=modes, groups=len(groups), batch_bytes=peak)
+    shares = [_share(around, round, forward, owner, group) for owner, group in groups]
+    finished = session.fit_spread(shares, phase="candidate")
+    trained = {
+        part.key: work
+        for share, works in zip(shares, finished, strict=True)
+        for part, work in zip(share.parts, works, strict=True)
+    }
+    return [record_candidate(around, student, round, growth, trained[key_of(round, growth)]) for growth in growths]
 
 
 def _plans(
@@ -99,8 +108,21 @@ def _plans(
             element = next(model.parameters()).element_size()
             sizes[name] = recipe.batch_size * element * torch.Size(shape[1:]).numel()
         blocks = sum(block.nbytes for block in planted_parameters(planted))
-        plans.append(_Plan(growth, planted, program, sizes, 4 * blocks))
+        plans.append(
+            _Plan(growth, planted, program, sizes, 4 * blocks, _cost(forward, student.plan[growth.site].producers))
+        )
     return forward, plans
+
+
+def _cost(forward: Forward, producers: Sequence[str]) -> float:
+    """Multiply-accumulates of the layers from a site on, which most of a candidate's time goes with."""
+    starts = [forward.calls(name) for name in producers]
+    cost = 0.0
+    for step in (*starts, *forward.behind([start.name for start in starts])):
+        weight = None if step.module is None else getattr(forward.model.get_submodule(step.module), "weight", None)
+        if step.shape is not None and isinstance(weight, torch.Tensor):
+            cost += torch.Size(step.shape).numel() * weight[0].numel()
+    return cost
 
 
 def _held(plans: Sequence[_Plan]) -> int:
@@ -125,44 +147,35 @@ def _groups(plans: list[_Plan], budget: int) -> list[list[_Plan]]:
     return groups
 
 
-def _train_group(
-    around: Surroundings, student: Student, round: int, forward: Forward, group: list[_Plan]
-) -> list[Candidate]:
+def _share(around: Surroundings, round: int, forward: Forward, owner: int, group: list[_Plan]) -> Share:
+    """The candidates of ``group`` as one piece of work."""
     config, session = around.config, around.session
     recipe = config.recipe()
-    names = [name for plan in group for name in plan.program.kept]
-    trunk = Trunk(forward, names, recipe.precision)
-    parts = []
-    for plan in group:
-        site = plan.growth.site
-        parts.append(Part(key_of(round, plan.growth), site, {"round": round, "site": site}))
 
-    with closing(FeatureStore(trunk, _folder(around), config.sweep_memory - _held(group))) as features:
+    def make_trainer() -> SweepTrainer:
+        trunk = Trunk(forward, [name for plan in group for name in plan.program.kept], recipe.precision)
+        store = FeatureStore(trunk, _folder(around), config.sweep_memory - _held(group))
+        # What is asked for once is not worth keeping.
+        again = recipe.epochs > 1
+        batch_done = session.progress.batch
+        feed = Feed(
+            around.train, recipe, around.teacher, seed=config.seed, keys=("round", round), batch_done=batch_done
+        )
+        return SweepTrainer(
+            [Member(plan.planted, plan.program, recipe) for plan in group],
+            feed,
+            recipe,
+            store.of(around.train, recipe.augment.variants if again else None, recipe.channels_last),
+            around.val,
+            store.of(around.val, 1 if again else None, recipe.channels_last),
+            store.close,
+        )
 
-        def make_trainer() -> SweepTrainer:
-            members = [Member(plan.planted, plan.program, recipe) for plan in group]
-            feed = Feed(
-                around.train,
-                recipe,
-                around.teacher,
-                seed=config.seed,
-                keys=("round", round),
-                batch_done=session.progress.batch,
-            )
-            lasting = recipe.augment.variants if recipe.epochs > 1 else None
-            return SweepTrainer(
-                members,
-                feed,
-                recipe,
-                features.of(around.train, lasting, recipe.channels_last),
-                around.val,
-                features.of(around.val, 1 if recipe.epochs > 1 else None, recipe.channels_last),
-            )
-
-        finished = session.fit_together(parts, make_trainer, phase="candidate")
-    return [
-        record_candidate(around, student, round, plan.growth, work) for plan, work in zip(group, finished, strict=True)
+    labels = [{"round": round, "site": plan.growth.site} for plan in group]
+    parts = [
+        Part(key_of(round, plan.growth), plan.growth.site, label) for plan, label in zip(group, labels, strict=True)
     ]
+    return Share(owner, parts, make_trainer)
 
 
 def _folder(around: Surroundings) -> Path | None:

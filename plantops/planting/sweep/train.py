@@ -52,6 +52,7 @@ class SweepTrainer:
         feed: batches, the teacher's logits and learning rates.
         features: the trunk's values for a training batch; ``val_features``: for a held-out batch.
         val: the held-out part, or None.
+        close: gives back what ``features`` holds.
     """
 
     def __init__(
@@ -62,9 +63,10 @@ class SweepTrainer:
         features: Features,
         val: ImageData | None,
         val_features: Features,
+        close: Callable[[], None],
     ) -> None:
         self.members, self.recipe, self.epoch = members, recipe, 0
-        self._feed, self._features = feed, features
+        self._feed, self._features, self._close = feed, features, close
         self._val, self._val_features = val if val is not None and len(val) else None, val_features
 
     @property
@@ -103,6 +105,10 @@ class SweepTrainer:
             load_tensors(member.planted, own)
             member.learner.load(learned)
         self.epoch = epoch
+
+    def close(self) -> None:
+        """Give back memory and disk."""
+        self._close()
 
     def _score_val(self) -> list[Score | None]:
         if self._val is None:
