@@ -5,18 +5,18 @@ memory worth naming, calls none of the model's hooks, counts no batch and draws 
 """
 
 import copy
-import inspect
+import operator
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils import _pytree as pytree
 
 from plantops.graph import rules
 from plantops.graph.concrete import trace_sizes
+from plantops.graph.inputs import bind, is_record, map_tensors, parts, rebuilt, tensors_in
 
 DROPOUT = "(dropout)"
 """Beside the owner of a step: it is a functional dropout, on in one mode and off in the other."""
@@ -47,26 +47,27 @@ class Capture:
         self.concrete = concrete
 
 
-def capture(model: nn.Module, inputs: Sequence[Any]) -> Capture:
-    """Trace ``model(*inputs)``.
+def capture(model: nn.Module, inputs: Sequence[Any], keywords: Mapping[str, Any] | None = None) -> Capture:
+    """Trace ``model(*inputs, **keywords)``.
 
     Raises:
         Untraceable: control flow that depends on values, another path in ``train()`` than in ``eval()``, ...
         ValueError: the forward does not accept ``inputs``.
     """
-    mode = FakeTensorMode(allow_non_fake_inputs=True)
-    copied = _fake_copy(model, mode)
-    fakes = pytree.tree_map_only(torch.Tensor, lambda tensor: _fake(tensor, mode), tuple(inputs))
-    tensors = [leaf for leaf in pytree.tree_leaves(fakes) if isinstance(leaf, torch.Tensor)]
+    tensors = tensors_in([*inputs, *(keywords or {}).values()])
     if not tensors or tensors[0].dim() == 0 or tensors[0].shape[0] == 0:
         raise ValueError("example_inputs must begin with a tensor that holds at least one sample")
+    bound = bind(model, tuple(inputs), keywords or {})
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    copied = _fake_copy(model, mode)
+    given = {name: map_tensors(lambda tensor: _fake(tensor, mode), value) for name, value in bound.items()}
     with mode:
         try:
-            graph, pinned = _both_modes(copied, lambda: _trace(copied, fakes))
-            _propagate(copied, graph, fakes)
+            graph, pinned = _both_modes(copied, lambda: _trace(copied, given))
+            _propagate(copied, graph, given)
             concrete = False
         except _Unfollowed as reason:
-            graph, pinned = _with_sizes(copied, fakes, reason)
+            graph, pinned = _with_sizes(copied, given, reason)
             concrete = True
     return Capture(graph, dict(copied.named_modules()), tensors[0].shape[0], pinned, concrete)
 
@@ -75,12 +76,12 @@ class _Unfollowed(Untraceable):
     """torch.fx does not get through the forward."""
 
 
-def _with_sizes(model: nn.Module, inputs: tuple[Any, ...], reason: Untraceable) -> tuple[fx.Graph, tuple[str, ...]]:
+def _with_sizes(model: nn.Module, given: dict[str, Any], reason: Untraceable) -> tuple[fx.Graph, tuple[str, ...]]:
     """Where the forward asks for sizes to decide what to do: trace again, with the sizes of the example."""
 
     def trace() -> fx.Graph:
         try:
-            return trace_sizes(model, inputs, Tracer)
+            return trace_sizes(model, given, Tracer)
         except Exception as error:
             raise Untraceable(str(reason)) from error
 
@@ -88,7 +89,34 @@ def _with_sizes(model: nn.Module, inputs: tuple[Any, ...], reason: Untraceable) 
 
 
 class Tracer(fx.Tracer):
-    """Keeps torch's own layers as one node each, and timm's batch norm with an activation."""
+    """Keeps torch's own layers as one node each, and timm's batch norm with an activation.
+
+    ``given``: the value of every parameter of the forward. What of it is no tensor is a constant of the graph; tensors
+    in nested values are steps that take them out.
+    """
+
+    def __init__(self, given: dict[str, Any]) -> None:
+        super().__init__()
+        self.given = given
+
+    def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **options: Any) -> Any:
+        proxy = super().create_proxy(kind, target, args, kwargs, *rest, **options)
+        return self.taken_apart(proxy, self.given[parameter_name(target)]) if kind == "placeholder" else proxy
+
+    def taken_apart(self, proxy: fx.Proxy, value: Any) -> Any:
+        """``value`` with a proxy for every tensor in it."""
+        if isinstance(value, torch.Tensor):
+            return proxy
+        if not tensors_in(value):
+            return value
+        take = getattr if is_record(value) else operator.getitem
+        new = [
+            self.taken_apart(self.create_proxy("call_function", take, (proxy, key), {}), part)
+            if tensors_in(part)
+            else part
+            for key, part in parts(value)
+        ]
+        return rebuilt(value, new)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         leaf = rules.is_norm_act(m) or rules.is_stochastic_depth(m)
@@ -149,17 +177,16 @@ def _fake_copy(model: nn.Module, mode: FakeTensorMode) -> nn.Module:
     return copied
 
 
-def _trace(model: nn.Module, inputs: tuple[Any, ...]) -> fx.Graph:
+def _trace(model: nn.Module, given: dict[str, Any]) -> fx.Graph:
     try:
-        return Tracer().trace(model, concrete_args=_unused_defaults(model.forward, len(inputs)))
+        return Tracer(given).trace(model)
     except Exception as error:
         raise _Unfollowed(f"torch.fx cannot follow the model's forward ({_first_line(error)})") from error
 
 
-def _unused_defaults(forward: Callable[..., Any], given: int) -> dict[str, Any]:
-    """Arguments of ``forward`` that the inputs leave at their default: constants of the graph."""
-    parameters = list(inspect.signature(forward).parameters.values())[given:]
-    return {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
+def parameter_name(target: Any) -> str:
+    """The forward's parameter of a placeholder: ``*args`` is ``args``."""
+    return str(target).lstrip("*")
 
 
 def _difference(training: fx.Graph, evaluation: fx.Graph) -> tuple[str, list[str]] | None:
@@ -193,18 +220,20 @@ def _step_text(node: fx.Node) -> str:
     return re.sub(r"_tensor_constant\d+", "_tensor_constant", f"{node.name} {what}")
 
 
-def _propagate(model: nn.Module, graph: fx.Graph, inputs: tuple[Any, ...]) -> None:
+def _propagate(model: nn.Module, graph: fx.Graph, given: dict[str, Any]) -> None:
     class Shapes(fx.Interpreter):
+        def placeholder(self, target: Any, args: Any, kwargs: Any) -> Any:
+            return given[parameter_name(target)]
+
         def run_node(self, node: fx.Node) -> Any:
             result = super().run_node(node)
             if isinstance(result, torch.Tensor):
                 node.meta["shape"] = tuple(result.shape)
             return result
 
-    constants = list(_unused_defaults(model.forward, len(inputs)).values())
     try:
         with torch.no_grad():
-            Shapes(fx.GraphModule(model, graph)).run(*inputs, *constants)
+            Shapes(model, graph=graph).run(enable_io_processing=False)
     except Exception as error:
         reason = _first_line(error.__cause__ or error)
         raise ValueError(f"example_inputs: the model's forward does not accept them ({reason})") from error

@@ -5,7 +5,6 @@ Here every proxy carries the fake tensor that its node computes: sizes, dtypes a
 only the values of tensors are unknown. The graph then holds for inputs of the example's shapes.
 """
 
-import inspect
 import operator
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -13,6 +12,8 @@ from typing import Any
 import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
+
+from plantops.graph.inputs import tensors_in
 
 _PLAIN = {
     "shape",
@@ -32,33 +33,35 @@ _PLAIN_METHODS = {
 }  # fmt: skip
 
 
-def trace_sizes(model: nn.Module, inputs: tuple[Any, ...], tracer: type[fx.Tracer]) -> fx.Graph:
-    """The graph of ``model(*inputs)``, fake tensors under their fake mode; nodes have ``meta["shape"]``."""
+def trace_sizes(model: nn.Module, given: dict[str, Any], tracer: type[fx.Tracer]) -> fx.Graph:
+    """The graph of ``model(**given)``, fake tensors under their fake mode; nodes have ``meta["shape"]``. ``tracer``
+    takes ``given``, too."""
 
     class SizeTracer(tracer):  # type: ignore[misc, valid-type]
         def __init__(self) -> None:
-            super().__init__()
+            super().__init__(given)
             self.computing = False
-            names = list(inspect.signature(model.forward).parameters)
-            self.given = dict(zip(names, inputs, strict=False))
 
         def proxy(self, node: fx.Node) -> fx.Proxy:
             return SizeProxy(node, self)
 
         def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **options: Any) -> Any:
-            proxy = super().create_proxy(kind, target, args, kwargs, *rest, **options)
             if kind == "placeholder":
-                value = self.given.get(str(target).rstrip("_"), self.given.get(str(target)))
-                if not isinstance(value, torch.Tensor):
-                    raise TypeError(f"the input {target} is not a tensor")
-            else:
-                value = self._compute(kind, target, args, kwargs)
-            if kind != "output" and not pytree.tree_any(lambda leaf: isinstance(leaf, torch.Tensor), value):
+                proxy = fx.Tracer.create_proxy(self, kind, target, args, kwargs, *rest, **options)
+                value = given[str(target).lstrip("*")]
+                self._know(proxy, value)
+                return self.taken_apart(proxy, value)
+            proxy = super().create_proxy(kind, target, args, kwargs, *rest, **options)
+            value = self._compute(kind, target, args, kwargs)
+            if kind != "output" and not tensors_in(value):
                 return value  # a plain number or the like: no part of the graph
+            self._know(proxy, value)
+            return proxy
+
+        def _know(self, proxy: Any, value: Any) -> None:
             proxy.value = value
             if isinstance(value, torch.Tensor):
                 proxy.node.meta["shape"] = tuple(value.shape)
-            return proxy
 
         def _compute(self, kind: str, target: Any, args: Any, kwargs: Any) -> Any:
             def plain(tree: Any) -> Any:
@@ -89,9 +92,7 @@ def trace_sizes(model: nn.Module, inputs: tuple[Any, ...], tracer: type[fx.Trace
         def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
             return attr_val if self.computing else super().getattr(attr, attr_val, parameter_proxy_cache)
 
-    parameters = list(inspect.signature(model.forward).parameters.values())[len(inputs) :]
-    defaults = {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
-    return SizeTracer().trace(model, concrete_args=defaults)
+    return SizeTracer().trace(model)
 
 
 class SizeProxy(fx.Proxy):

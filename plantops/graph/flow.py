@@ -66,7 +66,7 @@ class Flow:
         if not inputs or sizes.reads(node) is not None or _reads_no_channels(node):
             return None
         try:
-            if node.op == "output":
+            if node.op == "output" or _holds_output(node):
                 raise Refused("its channels are the model's output")
             layout = self._step(node, module)
             if layout is None:
@@ -322,6 +322,12 @@ class Flow:
             segments += own.segments if own else [Segment(None, part.meta["shape"][dim])]
         path = known[0].path if len(known) == 1 else None
         return Layout(dim, tuple(segments), path)
+
+
+def _holds_output(node: fx.Node) -> bool:
+    """Does ``node`` make the object (a dataclass, a named tuple) that the forward returns?"""
+    made = node.op == "call_function" and isinstance(node.target, type)
+    return made and all(user.op == "output" or _holds_output(user) for user in node.users)
 
 
 def _describe(source: fx.Node) -> str:

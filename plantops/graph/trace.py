@@ -1,5 +1,6 @@
 """Which layers of a model can grow, who reads them, and what a channel costs."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -10,13 +11,20 @@ from plantops.graph import rules
 from plantops.graph.capture import Capture, Untraceable, capture
 from plantops.graph.cost import at_zero, cost, features
 from plantops.graph.flow import Event, Flow
+from plantops.graph.inputs import arguments
 from plantops.graph.layers import Layers, widths
 from plantops.graph.layout import Refused
 from plantops.graph.plan import Channelwise, Consumer, Plan, Site
 from plantops.graph.reshapes import argument
 
 
-def trace(model: nn.Module, example_inputs: Any, *, grow_linear: bool = False) -> Plan:
+def trace(
+    model: nn.Module,
+    example_inputs: Any,
+    *,
+    example_kwargs: Mapping[str, Any] | None = None,
+    grow_linear: bool = False,
+) -> Plan:
     """Find the sites of ``model`` that can grow.
 
     A site is a set of layers whose channels grow together, and everything that reads these channels. In a chain it is
@@ -37,8 +45,11 @@ def trace(model: nn.Module, example_inputs: Any, *, grow_linear: bool = False) -
 
     Args:
         model: the plain module, on any device, in any mode.
-        example_inputs: a tensor, or a tuple of the positional arguments of ``forward``; only shapes, dtypes and
-            devices are used. Costs are for one sample of this shape.
+        example_inputs: a tensor, a tuple of the positional arguments of ``forward``, or a mapping of its keyword
+            arguments. An argument may be a tensor or anything that holds some in tuples, lists, mappings and
+            dataclasses; other values are constants of the trace. Of tensors only shapes, dtypes and devices are used;
+            the first dimension of the first one counts the samples. Costs are for one sample of this shape.
+        example_kwargs: keyword arguments beside positional ones.
         grow_linear: offer hidden linear layers, too.
 
     Returns:
@@ -50,9 +61,8 @@ def trace(model: nn.Module, example_inputs: Any, *, grow_linear: bool = False) -
             planted layers, or does not accept ``example_inputs``.
     """
     check_plain(model)
-    inputs = tuple(example_inputs) if isinstance(example_inputs, (tuple, list)) else (example_inputs,)
     try:
-        captured = capture(model, inputs)
+        captured = capture(model, *arguments(example_inputs, example_kwargs))
         _check_forward(captured.graph)
     except Untraceable as error:
         names = Layers(fx.Graph(), dict(model.named_modules())).growable_names()

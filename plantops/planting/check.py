@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from plantops.graph.inputs import parts
+
 _ROUNDINGS = 32
 
 
@@ -14,14 +16,18 @@ class PlantingError(AssertionError):
 
 
 def check_function_preserving(
-    before: nn.Module, after: nn.Module, *inputs: Any, tolerance: float | None = None
+    before: nn.Module,
+    after: nn.Module,
+    *inputs: Any,
+    tolerance: float | None = None,
+    keywords: Mapping[str, Any] | None = None,
 ) -> float:
-    """Compare ``before(*inputs)`` and ``after(*inputs)`` in ``eval()``, without gradients.
+    """Compare ``before(*inputs, **keywords)`` and ``after(*inputs, **keywords)`` in ``eval()``, without gradients.
 
     Args:
         before: the model before planting (or the planted one, to check a merge).
         after: the planted (or merged) model.
-        inputs: what ``forward`` is called with.
+        inputs, keywords: what ``forward`` is called with.
         tolerance: largest difference allowed; ``None`` is rounding, ``32 eps(dtype) max |before(*inputs)|``.
 
     Returns:
@@ -31,7 +37,7 @@ def check_function_preserving(
         PlantingError: the difference is above the tolerance, or is not a number; or the outputs differ in structure
             or shape.
     """
-    old, new = (tensors_of(evaluate(model, inputs)) for model in (before, after))
+    old, new = (tensors_of(evaluate(model, inputs, keywords)) for model in (before, after))
     if [tensor.shape for tensor in old] != [tensor.shape for tensor in new]:
         raise PlantingError(f"outputs of {_shapes(old)} became outputs of {_shapes(new)}")
     worst = 0.0
@@ -49,14 +55,14 @@ def check_function_preserving(
     return worst
 
 
-def evaluate(model: nn.Module, inputs: tuple[Any, ...]) -> Any:
-    """``model(*inputs)`` in ``eval()``, without gradients; the modes are as before afterwards."""
+def evaluate(model: nn.Module, inputs: tuple[Any, ...], keywords: Mapping[str, Any] | None = None) -> Any:
+    """``model(*inputs, **keywords)`` in ``eval()``, without gradients; the modes are as before afterwards."""
     modes = [(module, module.training) for module in model.modules()]
     for module, _ in modes:
         module.training = False
     try:
         with torch.no_grad():
-            return model(*inputs)
+            return model(*inputs, **(keywords or {}))
     finally:
         for module, mode in modes:
             module.training = mode
@@ -68,9 +74,7 @@ def tensors_of(output: Any) -> list[Tensor]:
         return [output]
     if isinstance(output, Mapping):
         return [tensor for key in sorted(output) for tensor in tensors_of(output[key])]
-    if isinstance(output, (tuple, list)):
-        return [tensor for part in output for tensor in tensors_of(part)]
-    return []
+    return [tensor for _, part in parts(output) for tensor in tensors_of(part)]
 
 
 def _shapes(tensors: list[Tensor]) -> str:

@@ -9,18 +9,23 @@ import torch
 from torch import Tensor, nn
 
 from plantops.graph import Site
+from plantops.graph.inputs import arguments
 from plantops.planting.check import PlantingError, evaluate, tensors_of
 from plantops.planting.merge import merge
 from plantops.planting.plant import plant
 from plantops.planting.swap import replace
-from plantops.planting.trunk import planted_parameters, trunk_state
+from plantops.planting.trunk import planted_parameters, sites_of, trunk_state
 
 _ROUNDINGS = 1000
 _CHANNELS = 8
 
 
 def verify(
-    model: nn.Module, sites: Site | Iterable[Site] | Mapping[str, Site], example_inputs: Any
+    model: nn.Module,
+    sites: Site | Iterable[Site],
+    example_inputs: Any,
+    *,
+    example_kwargs: Mapping[str, Any] | None = None,
 ) -> dict[str, str | None]:
     """Grow a copy of ``model`` at each site in turn, and look at what comes out.
 
@@ -32,19 +37,17 @@ def verify(
     Args:
         model: the model, as traced.
         sites: a site, some of them, or a whole plan.
-        example_inputs: a tensor or a tuple of inputs, with two samples or more (new batch norms need a variance).
+        example_inputs, example_kwargs: as for ``trace``, with two samples or more (new batch norms need a variance).
 
     Returns:
         for each site's name None, or what is wrong with it, in words.
     """
-    if isinstance(sites, Mapping):
-        sites = sites.values()
-    inputs = tuple(example_inputs) if isinstance(example_inputs, (tuple, list)) else (example_inputs,)
+    inputs = arguments(example_inputs, example_kwargs)
     work = copy.deepcopy(model)
-    expected = tensors_of(evaluate(work, inputs))
+    expected = tensors_of(evaluate(work, *inputs))
     found: dict[str, str | None] = {}
-    for site in [sites] if isinstance(sites, Site) else sites:
-        names = {*site.producers, *(layer.name for layer in (*site.channelwise, *site.consumers))}
+    for site in sites_of(sites):
+        names = {*site.producers, *(layer.name for layer in site.readers())}
         originals = {name: work.get_submodule(name) for name in names}
         flags = [(module, module.training) for module in work.modules()]
         found[site.name] = None
@@ -60,23 +63,23 @@ def verify(
     return found
 
 
-def _try(work: nn.Module, site: Site, inputs: tuple[Any, ...], expected: list[Tensor]) -> None:
+def _try(work: nn.Module, site: Site, inputs: tuple[tuple[Any, ...], dict[str, Any]], expected: list[Tensor]) -> None:
     channels = math.ceil(_CHANNELS / site.multiple) * site.multiple
     plant(work, site, channels, inplace=True)
-    _compare(expected, tensors_of(evaluate(work, inputs)), "planting")
+    _compare(expected, tensors_of(evaluate(work, *inputs)), "planting")
     before = trunk_state(work)  # views: the step below would move them
     before = {key: value.clone() for key, value in before.items()}
     blocks = [parameter.detach().clone() for parameter in planted_parameters(work)]
     work.train()
-    outputs = [tensor for tensor in tensors_of(work(*inputs)) if tensor.is_floating_point()]
+    outputs = [tensor for tensor in tensors_of(work(*inputs[0], **inputs[1])) if tensor.is_floating_point()]
     torch.stack([output.square().mean() for output in outputs]).sum().backward()
     torch.optim.SGD(planted_parameters(work), 0.1).step()
     _same_bits(before, trunk_state(work), "a training step")
     if all(torch.equal(a, b) for a, b in zip(blocks, planted_parameters(work), strict=True)):
         raise PlantingError("a training step moves no planted block")
-    planted = tensors_of(evaluate(work, inputs))
+    planted = tensors_of(evaluate(work, *inputs))
     merge(work, inplace=True)
-    _compare(planted, tensors_of(evaluate(work, inputs)), "merging")
+    _compare(planted, tensors_of(evaluate(work, *inputs)), "merging")
     _same_bits(before, trunk_state(work, site, channels), "merging")
 
 
