@@ -3,10 +3,11 @@
 __version__ = "0.1.0"
 
 from plantops import functional, models, nn
-from plantops.graph import Plan, Site, trace
-from plantops.planting import Planter, PlanterConfig, PlanterResult, carry_state, load, merge, plant, save
+from plantops.graph import Group, Plan, Site
+from plantops.planting import Planter, PlanterConfig, PlanterResult, carry_state, load, merge, plant, save, trace
 
 __all__ = [
+    "Group",
     "Plan",
     "Planter",
     "PlanterConfig",

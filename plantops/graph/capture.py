@@ -4,10 +4,11 @@ Everything happens on a copy whose tensors are fakes: shapes, strides and dtypes
 memory worth naming, calls none of the model's hooks, counts no batch and draws no random number.
 """
 
+import contextlib
 import copy
 import operator
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -70,6 +71,30 @@ def capture(model: nn.Module, inputs: Sequence[Any], keywords: Mapping[str, Any]
             graph, pinned = _with_sizes(copied, given, reason)
             concrete = True
     return Capture(graph, dict(copied.named_modules()), tensors[0].shape[0], pinned, concrete)
+
+
+def shapes(
+    model: nn.Module, inputs: Sequence[Any], keywords: Mapping[str, Any], names: Collection[str]
+) -> dict[str, tuple[tuple[int, ...], tuple[int, ...]]]:
+    """Shapes of what the named modules of ``model`` read and give in its forward, the first time each is called; those
+    that run before the forward asks for values, if it does."""
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    copied = _fake_copy(model, mode).eval()
+    found: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {}
+
+    def note(name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: Any, output: Any) -> None:
+            if args and isinstance(args[0], torch.Tensor) and isinstance(output, torch.Tensor):
+                found.setdefault(name, (tuple(args[0].shape), tuple(output.shape)))
+
+        return hook
+
+    for name in names:
+        copied.get_submodule(name).register_forward_hook(note(name))
+    positional, named = (map_tensors(lambda tensor: _fake(tensor, mode), part) for part in (tuple(inputs), keywords))
+    with mode, torch.no_grad(), contextlib.suppress(Exception):
+        copied(*positional, **named)
+    return found
 
 
 class _Unfollowed(Untraceable):

@@ -2,44 +2,53 @@
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import fx, nn
 
 from plantops.graph import rules
-from plantops.graph.capture import Capture
-from plantops.graph.flow import Event
 from plantops.graph.layers import widths
 
 
-def cost(events: Sequence[Event], captured: Capture) -> tuple[int, int]:
+@dataclass(frozen=True)
+class Use:
+    """A layer of a site: ``kind`` and ``repeat`` as in ``Event``, shapes of what it reads and gives, or None."""
+
+    kind: str
+    name: str
+    repeat: int = 1
+    reads: Sequence[int] | None = None
+    gives: Sequence[int] | None = None
+
+
+def cost(uses: Sequence[Use], modules: Mapping[str, nn.Module], samples: int) -> tuple[int, int]:
     """Parameters, and multiply-accumulates for one sample, that one more channel adds in the layers of a site.
 
-    Where channels come in blocks (grouped convolutions, group norm) it is the share of one channel in a block.
+    Where channels come in blocks (grouped convolutions, group norm) it is the share of one channel in a block. Layers
+    of unknown shapes count no multiply-accumulates.
     """
     parameters = macs = 0.0
-    produced = {event.node for event in events if event.kind == "producer"}
-    for event in events:
-        if event.kind == "pass":
-            continue
-        module = captured.modules[str(event.node.target)]
+    produced = {use.name for use in uses if use.kind == "producer"}
+    for use in uses:
+        module = modules[use.name]
         own = sum(parameter.numel() for parameter in module._parameters.values() if parameter is not None)
-        if event.kind == "producer":
+        if use.kind == "producer":
             parameters += own / widths(module)[1]
-            macs += _weights(module) / widths(module)[1] * _positions(event.node, module)
-        elif event.kind == "consumer":
-            column = _weights(module) / widths(module)[0] * event.repeat
-            if event.node in produced:  # the new filters read the new channels, too
+            macs += _weights(module) / widths(module)[1] * _positions(use, module)
+        elif use.kind == "consumer":
+            column = _weights(module) / widths(module)[0] * use.repeat
+            if use.name in produced:  # the new filters read the new channels, too
                 column += column / widths(module)[1]
             parameters += column
-            macs += column * _positions(event.node, module)
-        elif event.kind == "conv":
-            parameters += own / widths(module)[0] * event.repeat
-            macs += _weights(module) / widths(module)[0] * event.repeat * _positions(event.node, module)
+            macs += column * _positions(use, module)
+        elif use.kind == "conv":
+            parameters += own / widths(module)[0] * use.repeat
+            macs += _weights(module) / widths(module)[0] * use.repeat * _positions(use, module)
         else:
-            parameters += own / features(module) * event.repeat
-    return round(parameters), round(macs) // captured.samples
+            parameters += own / features(module) * use.repeat
+    return round(parameters), round(macs) // samples
 
 
 def _weights(module: nn.Module) -> int:
@@ -56,14 +65,13 @@ def features(module: nn.Module) -> int:
     raise AssertionError(type(module))
 
 
-def _positions(node: fx.Node, module: nn.Module) -> int:
+def _positions(use: Use, module: nn.Module) -> int:
     """Places, over all samples, at which the layer applies its weight."""
-    shape = node.meta["shape"]
+    if use.reads is None or use.gives is None:
+        return 0
     if isinstance(module, nn.modules.conv._ConvTransposeNd):
-        source = node.args[0]
-        assert isinstance(source, fx.Node)
-        return math.prod(source.meta["shape"]) // widths(module)[0]
-    return math.prod(shape) // widths(module)[1]
+        return math.prod(use.reads) // widths(module)[0]
+    return math.prod(use.gives) // widths(module)[1]
 
 
 def at_zero(model: nn.Module, path: Sequence[fx.Node]) -> tuple[float, float]:

@@ -1,6 +1,6 @@
 """Which layers of a model can grow, who reads them, and what a channel costs."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -9,8 +9,9 @@ from torch import fx, nn
 
 from plantops.graph import rules
 from plantops.graph.capture import Capture, Untraceable, capture
-from plantops.graph.cost import at_zero, cost, features
+from plantops.graph.cost import Use, at_zero, cost, features
 from plantops.graph.flow import Event, Flow
+from plantops.graph.groups import Group, with_groups
 from plantops.graph.inputs import arguments
 from plantops.graph.layers import Layers, widths
 from plantops.graph.layout import Refused
@@ -24,6 +25,7 @@ def trace(
     *,
     example_kwargs: Mapping[str, Any] | None = None,
     grow_linear: bool = False,
+    groups: Iterable[Group] = (),
 ) -> Plan:
     """Find the sites of ``model`` that can grow.
 
@@ -51,6 +53,8 @@ def trace(
             the first dimension of the first one counts the samples. Costs are for one sample of this shape.
         example_kwargs: keyword arguments beside positional ones.
         grow_linear: offer hidden linear layers, too.
+        groups: sites named by hand, each in the place of the traced sites of its producers. Nothing is proved of them
+            here: ``plantops.trace`` verifies them.
 
     Returns:
         the plan, in execution order. It holds names, so it applies to any deep copy of ``model``.
@@ -58,16 +62,20 @@ def trace(
     Raises:
         TypeError: ``model`` is not a module.
         ValueError: the model is wrapped (DataParallel, DistributedDataParallel, torch.compile, torch.jit), contains
-            planted layers, or does not accept ``example_inputs``.
+            planted layers, or does not accept ``example_inputs``; a group does not fit the model.
     """
     check_plain(model)
+    positional, keywords = arguments(example_inputs, example_kwargs)
     try:
-        captured = capture(model, *arguments(example_inputs, example_kwargs))
+        captured = capture(model, positional, keywords)
         _check_forward(captured.graph)
     except Untraceable as error:
         names = Layers(fx.Graph(), dict(model.named_modules())).growable_names()
-        return Plan([], dict.fromkeys(names, str(error)))
-    return _plan(model, captured, grow_linear)
+        plan = Plan([], dict.fromkeys(names, str(error)))
+    else:
+        plan = _plan(model, captured, grow_linear)
+    groups = list(groups)
+    return with_groups(plan, groups, model, positional, keywords) if groups else plan
 
 
 def check_plain(model: nn.Module) -> None:
@@ -147,7 +155,8 @@ def _site(model: nn.Module, events: list[Event], multiple: int, captured: Captur
     path = consumers[0].path
     chain = chain and multiple == 1 and path is not None and not consumers[0].start
     value, slope = at_zero(model, path) if chain and path is not None else (0.0, 0.0)
-    parameters, macs = cost(events, captured)
+    uses = [_use(event) for event in events if event.kind != "pass"]
+    parameters, macs = cost(uses, modules, captured.samples)
     passes = dict.fromkeys(rules.step_name(event.node) for event in events if event.kind == "pass")
     names = [str(event.node.target) for event in producers]
     return Site(
@@ -169,6 +178,12 @@ def _site(model: nn.Module, events: list[Event], multiple: int, captured: Captur
         chain=chain,
         pinned=captured.pinned,
     )
+
+
+def _use(event: Event) -> Use:
+    source = event.node.args[0] if event.node.args else None
+    reads = source.meta.get("shape") if isinstance(source, fx.Node) else None
+    return Use(event.kind, str(event.node.target), event.repeat, reads, event.node.meta.get("shape"))
 
 
 def _channelwise(event: Event, modules: dict[str, nn.Module]) -> Channelwise:

@@ -10,6 +10,7 @@ from plantops.planting.networks import Network, find_network, load_network, save
 from plantops.planting.plant import plant
 from plantops.planting.search import Planter, PlanterResult
 from plantops.planting.state import load, save
+from plantops.planting.tracing import trace
 from plantops.planting.trunk import planted_parameters, trunk_hash, trunk_state
 from plantops.planting.verify import verify
 
@@ -31,6 +32,7 @@ __all__ = [
     "planted_parameters",
     "save",
     "save_network",
+    "trace",
     "trunk_hash",
     "trunk_state",
     "verify",
