@@ -34,8 +34,8 @@ class Score:
 
 @dataclass(frozen=True)
 class EpochResult:
-    """One epoch: ``train_loss`` is the mean of the objective (and its regulariser) while the network changed, ``lr`` of the
-    last step."""
+    """One epoch: ``train_loss`` is the mean of the objective (and its regulariser) while the network changed, ``lr`` of
+    the last step."""
 
     epoch: int
     epochs: int
