@@ -119,7 +119,7 @@ def experiment(options: PlantOptions, data: ImageData) -> Experiment:
             recipe(
                 options, options, epochs=options.initial_epochs, lr=options.initial_lr, objective=options.initial_loss
             ),
-            planter_config(options),
+            planter_config(options, data.device),
             Comparison(
                 integers(options.uniform, "--uniform"),
                 recipe(
@@ -135,8 +135,12 @@ def experiment(options: PlantOptions, data: ImageData) -> Experiment:
         )
 
 
-def planter_config(options: PlantOptions) -> PlanterConfig:
-    """The search of the options."""
+def planter_config(options: PlantOptions, device: torch.device) -> PlanterConfig:
+    """The search of the options.
+
+    A shared sweep on a CPU works on contiguous images, whatever the layout of the networks around it: its kernels for
+    few channels are a third faster on them.
+    """
     same = ("epochs", "select", "grow_linear", "init", "temperature", "alpha", "lr", "optimizer", "momentum")
     more = (
         "weight_decay",
@@ -145,7 +149,6 @@ def planter_config(options: PlantOptions) -> PlanterConfig:
         "crop",
         "flip",
         "precision",
-        "channels_last",
         "seed",
         "max_rounds",
         "sweep",
@@ -154,6 +157,7 @@ def planter_config(options: PlantOptions) -> PlanterConfig:
     fields = {name: getattr(options, name) for name in (*same, *more, "finetune_epochs", "finetune_lr")}
     return PlanterConfig(
         **fields,
+        channels_last=options.channels_last and (options.sweep == "loop" or device.type != "cpu"),
         channels=channels(options.channels),
         max_parameters=options.max_params,
         objective=options.loss,

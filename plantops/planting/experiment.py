@@ -220,7 +220,7 @@ def run_experiment(
         )
     else:
         stage.entries.append(Entry("teacher", "teacher", teacher.to(parts.train.device), None, None, 0.0))
-    logits = TeacherLogits(teacher, channels_last=config.channels_last)
+    logits = TeacherLogits(teacher, channels_last=experiment.initial.channels_last)
     initial = stage.train(
         family.build(experiment.initial_widths, seed, "initial"),
         experiment.initial,
@@ -238,7 +238,7 @@ def run_experiment(
             recipe = dataclasses.replace(recipe, epochs=path_epochs)
         name = f"uniform-{width}"
         stage.train(family.build([width] * 5, seed, name), recipe, phase="uniform", name=name, teacher=logits)
-    records = stage.finish(config.precision, config.channels_last)
+    records = stage.finish(config.precision, experiment.initial.channels_last)
     session.finish()
     return ExperimentResult({entry.name: entry.model for entry in stage.entries}, records, search)
 

@@ -182,11 +182,16 @@ class Feed:
 
     def _batches(self, epoch: int) -> Iterator[tuple[Batch, Tensor | None]]:
         recipe = self._recipe
-        how: dict[str, Any] = {"seed": self._seed, "keys": (*self._keys, epoch), "augment": recipe.augment}
+        how: dict[str, Any] = {
+            "seed": self._seed,
+            "keys": (*self._keys, epoch),
+            "augment": recipe.augment,
+            "channels_last": recipe.channels_last,
+        }
         if self._teacher is not None:
             yield from self._teacher.batches(self._train, recipe.batch_size, **how)
             return
-        for batch in epoch_batches(self._train, recipe.batch_size, channels_last=recipe.channels_last, **how):
+        for batch in epoch_batches(self._train, recipe.batch_size, **how):
             yield batch, None
 
 

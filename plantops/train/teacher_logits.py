@@ -37,6 +37,7 @@ class TeacherLogits:
 
     Args:
         teacher: any callable from a batch to logits; a module is put in ``eval()``. It is never differentiated.
+        channels_last: memory format of the images that the teacher gets.
         cache_bytes: memory for the kept epochs; epochs that do not fit are computed each time.
     """
 
@@ -57,11 +58,10 @@ class TeacherLogits:
         seed: int,
         keys: tuple[int | str, ...],
         augment: Augment,
+        channels_last: bool = False,
     ) -> Iterator[tuple[Batch, Tensor]]:
-        """``epoch_batches`` with the teacher's logits ``[B, K]`` beside each batch."""
-        batches = epoch_batches(
-            data, batch_size, seed=seed, keys=keys, augment=augment, channels_last=self._channels_last
-        )
+        """``epoch_batches`` with the teacher's logits ``[B, K]`` beside each batch; ``channels_last``: of the batch."""
+        batches = epoch_batches(data, batch_size, seed=seed, keys=keys, augment=augment, channels_last=channels_last)
         if augment.variants is not None:
             table = self._table(data, augment.variants)
             for batch in batches:
@@ -85,13 +85,15 @@ class TeacherLogits:
 
     def logits(self, images: Tensor) -> Tensor:
         """The teacher's logits for a batch of normalised images, without a graph."""
+        if self._channels_last and images.dim() == 4:
+            images = images.contiguous(memory_format=torch.channels_last)
         with torch.no_grad():
             return self.teacher(images)
 
     def _table(self, data: ImageData, variants: int) -> Tensor:
         key = (self.hash, self._fingerprint(data), variants)
         if key not in self._tables:
-            batches = version_batches(data, EVAL_BATCH, variants, self._channels_last)
+            batches = version_batches(data, EVAL_BATCH, variants)
             self._tables[key] = torch.cat([self.logits(batch.images) for batch in batches])
         return self._tables[key]
 
