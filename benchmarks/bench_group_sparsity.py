@@ -24,50 +24,15 @@ import torch
 from harness import RESULTS, environment, measure, table, write_csv
 from torch import Tensor, nn
 
+from plantops.bench.group_sparsity import MIX, STRENGTH, plain, resnet18_convolutions
 from plantops.functional import group_sparsity_value_and_grad
 from plantops.nn import GroupSparsity
 from plantops.ops.group_sparsity import GROUPS, PENALTIES
 
-STRENGTH, MIX = 1e-3, 0.5
 COLUMNS = ("penalty", "groups", "variant", "p20_ms", "p50_ms", "p80_ms", "over_eager", "over_compile")
 TOLERANCE = 1e-5
 
 Result = tuple[Tensor, tuple[Tensor, ...]]
-
-
-def resnet18_convolutions() -> nn.Module:
-    """The convolutions of ResNet-18 but the shortcuts, with torch's initial weights."""
-    torch.manual_seed(0)
-    layers, channels = [nn.Conv2d(3, 64, 7, bias=False)], 64
-    for width in (64, 64, 128, 128, 256, 256, 512, 512):
-        layers += [nn.Conv2d(channels, width, 3, bias=False), nn.Conv2d(width, width, 3, bias=False)]
-        channels = width
-    return nn.Sequential(*layers)
-
-
-# R of one layer, from a = sum |W| and b = (sum W^2)^(1/2) of its kernels and the dimension of the inner sum.
-FORMULAS: dict[str, Callable[[Tensor, Tensor, int], Tensor]] = {
-    "l1": lambda a, b, d: a.sum(),
-    "group_lasso": lambda a, b, d: (b**2).sum(d).sqrt().sum(),
-    "hierarchical_square_rooted_group_lasso": lambda a, b, d: b.sum(d).sqrt().sum(),
-    "hierarchical_squared_group_lasso": lambda a, b, d: (b.sum(d) ** 2).sum(),
-    "exclusive_sparsity": lambda a, b, d: (a.sum(d) ** 2).sum(),
-    "hierarchical_square_rooted_exclusive_sparsity": lambda a, b, d: (a**2).sum(d).sqrt().sum(),
-    "hierarchical_squared_exclusive_sparsity": lambda a, b, d: ((a**2).sum(d) ** 2).sum(),
-    "group_l1_2": lambda a, b, d: a.sum(d).sqrt().sum(),
-    "hierarchical_square_rooted_group_l1_2": lambda a, b, d: a.sqrt().sum(d).sqrt().sum(),
-    "hierarchical_squared_group_l1_2": lambda a, b, d: (a.sqrt().sum(d) ** 2).sum(),
-}
-
-
-def plain(weights: list[Tensor], penalty: str, groups: str) -> Tensor:
-    """The formulas as one would write them; what a penalty does not need is not computed."""
-    dimension, squares, total = (0 if groups == "feature" else 1), PENALTIES[penalty].squares, torch.zeros(())
-    for weight in weights:
-        a = weight.abs().sum((2, 3))
-        b = (weight**2).sum((2, 3)).sqrt() if squares else a
-        total = total + MIX * STRENGTH * FORMULAS[penalty](a, b, dimension) + (1 - MIX) * STRENGTH * a.sum()
-    return total
 
 
 def step(loss: Callable[[], Tensor], weights: list[Tensor]) -> Result:

@@ -28,6 +28,8 @@ class Benchmark:
 MODULES = {
     "losses": "plantops.bench.losses",
     "planted_conv2d": "plantops.bench.planted_conv2d",
+    "group_sparsity": "plantops.bench.group_sparsity",
+    "qsne_kl": "plantops.bench.qsne_kl",
 }
 
 

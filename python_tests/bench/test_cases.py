@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from plantops.bench import losses, planted_conv2d
+from plantops.bench import group_sparsity, losses, planted_conv2d, qsne_kl
 from plantops.bench.case import BASELINE, BOTH, OURS, PEER, Problem, Variant, error_of, verified
 from plantops.bench.memory import kept_bytes
 from plantops.bench.runner import Settings, measured
@@ -82,6 +82,30 @@ def test_every_variant_of_a_loss_is_right(op: str):
     assert {"auto", "reference", "aten", "eager"} <= {v.name for v in good}
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_every_variant_of_the_regularisers_is_right(dtype: torch.dtype):
+    settings = dataclasses.replace(SETTINGS, shapes=("2x3",), dtype=dtype)
+    for case in group_sparsity.cases(settings):
+        good, reasons = verified(case.prepare())
+        assert reasons == {}
+        assert {"auto", "reference", "aten", "value_and_grad aten", "eager"} <= {v.name for v in good}
+
+
+@pytest.mark.parametrize("shape", ["30,1", "30,2", "21,2.5"])
+def test_every_variant_of_qsne_is_right(shape: str):
+    pytest.importorskip("sklearn")
+    [case] = qsne_kl.cases(dataclasses.replace(SETTINGS, shapes=(shape,)))
+    good, reasons = verified(case.prepare())
+    assert reasons == {}
+    names = {"auto", "reference", "aten", "eager"} | ({"sklearn"} if shape.endswith(",2") else set())
+    assert {v.name for v in good} == names
+
+
+def test_all_penalties_have_a_formula():
+    full = group_sparsity.cases(dataclasses.replace(SETTINGS, size="full"))
+    assert {case.columns["penalty"] for case in full} == set(group_sparsity.FORMULAS)
+
+
 @pytest.mark.parametrize("op", [losses.KL, losses.DISTILLATION])
 def test_the_exact_loss_is_torch_in_float64_whatever_the_blocks(op: str):
     generator = torch.Generator().manual_seed(0)
@@ -107,6 +131,13 @@ def test_a_shape_of_a_loss_that_cannot_be_read(text: str):
 def test_a_shape_of_a_convolution_that_cannot_be_read(text: str):
     with pytest.raises(ValueError, match=r"--shape of planted_conv2d must be N,F_in.*got"):
         planted_conv2d.cases(dataclasses.replace(SETTINGS, shapes=(text,)))
+
+
+@pytest.mark.parametrize(("module", "text"), [(group_sparsity, "3"), (group_sparsity, "0x4"), (qsne_kl, "30"),
+                                              (qsne_kl, "30,3"), (qsne_kl, "1,2")])  # fmt: skip
+def test_a_shape_of_another_op_that_cannot_be_read(module, text: str):
+    with pytest.raises(ValueError, match=rf"--shape of {module.__name__.split('.')[-1]} must be .*got '{text}'"):
+        module.cases(dataclasses.replace(SETTINGS, shapes=(text,)))
 
 
 def test_kept_bytes_counts_what_the_backward_needs():
