@@ -5,6 +5,7 @@ __version__ = "0.1.0"
 from plantops import functional, models, nn
 from plantops.graph import Group, Plan, Site
 from plantops.planting import Planter, PlanterConfig, PlanterResult, carry_state, load, merge, plant, save, trace
+from plantops.pruning import PruneResult, prune
 
 __all__ = [
     "Group",
@@ -12,6 +13,7 @@ __all__ = [
     "Planter",
     "PlanterConfig",
     "PlanterResult",
+    "PruneResult",
     "Site",
     "carry_state",
     "functional",
@@ -20,6 +22,7 @@ __all__ = [
     "models",
     "nn",
     "plant",
+    "prune",
     "save",
     "trace",
 ]

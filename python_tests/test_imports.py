@@ -23,6 +23,7 @@ FLOORS = {
     "train": 5,
     "bench": 6,
     "planting": 6,
+    "pruning": 6,
     "_cli": 7,
     "cli": 8,
 }

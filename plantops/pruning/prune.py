@@ -1,0 +1,233 @@
+"""Remove the filters that a network can best do without, until it is as small, or as bad, as it may be."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from plantops.graph import Plan, trace
+from plantops.models import count_macs, count_parameters
+from plantops.pruning.cut import narrowed, remove_channels
+from plantops.pruning.scores import Loss, Samples, loss_increases, magnitudes, mean_loss
+
+CRITERIA = ("loss", "loss_per_parameter", "loss_per_mac", "magnitude")
+
+
+@dataclass(frozen=True)
+class PruneStep:
+    """One removal: the channels taken from each site (numbered as the network was then), and what is left."""
+
+    removed: dict[str, list[int]]
+    parameters: int
+    macs: int
+    loss: float
+
+
+@dataclass(frozen=True)
+class PruneResult:
+    """A pruned network.
+
+    Attributes:
+        model: plain torch, narrower.
+        steps: what was removed, in order.
+        widths: (before, after) of every site.
+        parameters, macs, loss: (before, after); the loss is the mean over the samples, nothing retrained.
+    """
+
+    model: nn.Module
+    steps: list[PruneStep]
+    widths: dict[str, tuple[int, int]]
+    parameters: tuple[int, int]
+    macs: tuple[int, int]
+    loss: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class _Budget:
+    parameters: int | None
+    macs: int | None
+    loss: float | None
+
+    def kept(self, parameters: int, macs: int) -> bool:
+        """Whether a network of this size is small enough; without a budget of size none ever is."""
+        sized = self.parameters is not None or self.macs is not None
+        return (
+            sized
+            and (self.parameters is None or parameters <= self.parameters)
+            and (self.macs is None or macs <= self.macs)
+        )
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """Channels of a site that go together, and what the network would pay for it."""
+
+    price: float
+    site: str
+    channels: tuple[int, ...]
+
+
+def prune(
+    model: nn.Module,
+    plan: Plan,
+    samples: tuple[Tensor, Tensor] | Samples,
+    *,
+    max_parameters: int | None = None,
+    max_macs: int | None = None,
+    max_loss_increase: float | None = None,
+    criterion: str = "loss",
+    share: float = 0.1,
+    multiple_of: int = 1,
+    min_channels: int = 1,
+    loss: Loss = F.cross_entropy,
+    at_once: int = 16,
+    optimizer: Optimizer | None = None,
+    inplace: bool = False,
+) -> PruneResult:
+    """Remove channels of the sites of ``plan``, the cheapest first, step by step.
+
+    Each step scores every channel anew, removes at most ``share`` of them and looks whether a budget is met: pruning
+    ends with the first network of at most ``max_parameters`` and ``max_macs`` (each where given), or with the last one
+    whose loss over the samples is at most ``max_loss_increase`` above that at the start: a step that goes too far is
+    halved until it does not. Channels of one site that share residual sums, gates or grouped convolutions go together,
+    in all layers that they run through.
+
+    Args:
+        model: a trained, plain model.
+        plan: ``plantops.trace(model, example_inputs)``; its sites are pruned (``Plan`` takes a choice of them).
+        samples: (inputs, labels), or a sequence of such batches: randomly drawn training samples.
+        max_parameters, max_macs, max_loss_increase: budgets, one at least; MACs are for one sample.
+        criterion: ``loss``: the increase of the loss when a channel is switched off, as published;
+            ``loss_per_parameter``, ``loss_per_mac``: over what its removal saves; ``magnitude``: root mean square of
+            its filters' weights.
+        share: of the channels that are left, to remove before they are scored again, above 0 to 1.
+        multiple_of: widths become multiples of it (where they stay above it), for kernels that pay for the rest.
+        min_channels: no site becomes narrower.
+        loss: mean loss of a batch from outputs and labels.
+        at_once: channels that are switched off in one pass (memory).
+        optimizer: over parameters of ``model``; changed in place to go on with the result, see ``remove_channels``.
+        inplace: change ``model`` itself instead of a deep copy.
+
+    Returns:
+        the network (``model`` itself if nothing was removed) and what was removed. Where no more can be removed, a
+        budget may be missed: compare ``parameters``.
+
+    Raises:
+        ValueError: no budget, an argument out of range, a plan of another model, a forward that cannot be followed.
+    """
+    batches = _batches(samples)
+    budget = _Budget(max_parameters, max_macs, max_loss_increase)
+    _check(budget, criterion, share, multiple_of, min_channels, batches)
+    example, shape = batches[0][0][:2], batches[0][0].shape[1:]
+    current = _again(model, plan, example)
+    for name, site in plan.items():
+        if name not in current or current[name].width != site.width:
+            raise ValueError(f"plan is of another model: it has {name} with {site.width} channels")
+    start = mean_loss(model, batches, loss)
+    before = (count_parameters(model), count_macs(model, shape))
+    steps: list[PruneStep] = []
+    size = before
+    own = inplace
+    while not budget.kept(*size):
+        scores = magnitudes(model, current)
+        if criterion != "magnitude":
+            scores = loss_increases(model, current, batches, loss=loss, at_once=at_once)
+        chosen = _choose(_pieces(current, scores, criterion, multiple_of, min_channels), current, size, budget, share)
+        now = start
+        while chosen:
+            now = mean_loss(narrowed(model, current, _by_site(chosen))[0], batches, loss)
+            if max_loss_increase is None or now - start <= max_loss_increase:
+                break
+            chosen = chosen[: len(chosen) // 2]
+        if not chosen:
+            break
+        removed = _by_site(chosen)
+        model = remove_channels(model, current, removed, optimizer=optimizer, inplace=own)
+        current, own = _again(model, plan, example), True
+        size = (count_parameters(model), count_macs(model, shape))
+        steps.append(PruneStep(removed, *size, now))
+    end = steps[-1].loss if steps else start
+    widths = {name: (site.width, current[name].width) for name, site in plan.items()}
+    return PruneResult(model, steps, widths, (before[0], size[0]), (before[1], size[1]), (start, end))
+
+
+def _check(
+    budget: _Budget, criterion: str, share: float, multiple_of: int, min_channels: int, batches: Samples
+) -> None:
+    if budget == _Budget(None, None, None):
+        raise ValueError("max_parameters, max_macs or max_loss_increase must be given, got none of them")
+    if criterion not in CRITERIA:
+        raise ValueError(f"criterion must be one of {', '.join(CRITERIA)}, got {criterion!r}")
+    if not 0 < share <= 1:
+        raise ValueError(f"share must be above 0 to 1, got {share}")
+    for name, value in (("multiple_of", multiple_of), ("min_channels", min_channels)):
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+    if not batches or any(len(inputs) == 0 for inputs, _ in batches):
+        raise ValueError("samples must hold batches of at least one sample")
+
+
+def _batches(samples: tuple[Tensor, Tensor] | Samples) -> Samples:
+    if len(samples) == 2 and isinstance(samples[0], Tensor) and isinstance(samples[1], Tensor):
+        return [(samples[0], samples[1])]
+    return [(inputs, labels) for inputs, labels in samples]
+
+
+def _again(model: nn.Module, plan: Plan, example: Tensor) -> Plan:
+    """The sites of ``plan`` as they are now."""
+    return Plan([site for site in trace(model, example, grow_linear=True).values() if site.name in plan])
+
+
+def _pieces(
+    plan: Plan, scores: Mapping[str, Tensor], criterion: str, multiple_of: int, min_channels: int
+) -> list[_Piece]:
+    """What can be removed, the cheapest first; pieces of one site in an order in which they can go."""
+    pieces: list[_Piece] = []
+    for name, site in plan.items():
+        grain = math.lcm(site.multiple, multiple_of)
+        order = torch.argsort(scores[name], stable=True).tolist()
+        saved = {"loss_per_parameter": site.parameters_per_channel, "loss_per_mac": site.macs_per_channel}
+        at, width, price = 0, site.width, -math.inf
+        while width > 0:
+            take = width % grain or grain
+            if width - take < max(min_channels, 1):
+                break
+            blocks = order[at : at + take // site.multiple]
+            channels = [block * site.multiple + k for block in blocks for k in range(site.multiple)]
+            own = float(scores[name][blocks].sum()) / (saved.get(criterion, 1) * (take if criterion in saved else 1))
+            if criterion == "magnitude":
+                own /= len(blocks)
+            price = max(price, own)  # a rounded-off remainder is small; what follows must not come before it
+            pieces.append(_Piece(price, name, tuple(sorted(channels))))
+            at, width = at + len(blocks), width - take
+    return sorted(pieces, key=lambda piece: piece.price)
+
+
+def _choose(pieces: list[_Piece], plan: Plan, size: tuple[int, int], budget: _Budget, share: float) -> list[_Piece]:
+    """The pieces of one step: the cheapest, until the budget is met by estimate, or the step's share is used up."""
+    limit = max(1, int(share * sum(site.width for site in plan.values())))
+    parameters, macs = size
+    chosen: list[_Piece] = []
+    taken = 0
+    for piece in pieces:
+        if budget.kept(parameters, macs) or (chosen and taken + len(piece.channels) > limit):
+            break
+        site = plan[piece.site]
+        chosen.append(piece)
+        taken += len(piece.channels)
+        parameters -= len(piece.channels) * site.parameters_per_channel
+        macs -= len(piece.channels) * site.macs_per_channel
+    return chosen
+
+
+def _by_site(pieces: list[_Piece]) -> dict[str, list[int]]:
+    removed: dict[str, list[int]] = {}
+    for piece in pieces:
+        removed[piece.site] = sorted([*removed.get(piece.site, []), *piece.channels])
+    return removed
