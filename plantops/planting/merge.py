@@ -5,6 +5,7 @@ import copy
 from torch import nn
 
 from plantops.planting.blocks import PLANTED
+from plantops.planting.compiled import forget_compiled
 from plantops.planting.pins import unpin
 from plantops.planting.plant import RECORD, Record
 from plantops.planting.stale import note_copied, note_replaced
@@ -40,6 +41,8 @@ def merge(model: nn.Module, inplace: bool = False) -> nn.Module:
             note_replaced(blocks, "plantops.merge(..., inplace=True)")
     unpin(model)
     _restore(model)
+    if planted:
+        forget_compiled(model)
     return model
 
 

@@ -12,6 +12,7 @@ from plantops.graph import Site, check_plain
 from plantops.graph.cost import features as channels_of
 from plantops.graph.layers import widths
 from plantops.planting.blocks import Blocks, Growth, build
+from plantops.planting.compiled import forget_compiled
 from plantops.planting.gradmax import GradMax, Start
 from plantops.planting.initialise import check_init, initialise, layer_init
 from plantops.planting.originals import Originals
@@ -108,6 +109,7 @@ def plant(
         note_replaced(gone, "plantops.plant(..., inplace=True)")
     else:
         note_copied(before, "plantops.plant")
+    forget_compiled(model)
     return model
 
 

@@ -1,14 +1,18 @@
-"""Planted models compile in one graph; merged ones are plain torch for state_dict and torch.export."""
+"""Planted models compile in one graph; merged ones are plain torch for torch.export, ONNX, torch.compile."""
 
 import pytest
 import torch
 
+from plantops.graph import trace
 from plantops.models import PlantingNet
 from plantops.nn import KLDivLogitsLoss
 from plantops.planting.merge import merge
 from plantops.planting.plant import plant
 from plantops.planting.trunk import planted_parameters, trunk_hash
 from python_tests.planting.networks import images, paper_net, planned, seeded
+from python_tests.planting.structures import network
+
+WIDE = torch.randn(4, 2, 8, 8, generator=seeded(3))
 
 
 @pytest.mark.parametrize("name", ["conv2", "conv5"])
@@ -55,3 +59,68 @@ def test_a_merged_model_exports_without_our_ops():
     program = torch.export.export(merged, (images(),))
     assert not any("plantops" in str(node.target) for node in program.graph.nodes)
     torch.testing.assert_close(program.module()(images()), merged(images()))
+
+
+GROWN = ("dense", "gate", "grouped in blocks", "volume")
+
+
+def grown(name):
+    """The structure in float32, grown at all its sites at once, and what it was planted as."""
+    net = network(name).float().eval()
+    plan = trace(net, WIDE, grow_linear=True)
+    planted = plant(net, plan, {site.name: 2 * site.multiple for site in plan.values()}, "kaiming", generator=seeded(1))
+    return merge(planted), planted
+
+
+@pytest.mark.parametrize("name", GROWN)
+def test_grown_structures_are_exported_and_compiled(name):
+    merged, planted = grown(name)
+    expected = planted(WIDE)
+    program = torch.export.export(merged, (WIDE,))
+    assert not any("plantops" in str(node.target) for node in program.graph.nodes)
+    torch.testing.assert_close(program.module()(WIDE), expected, rtol=1e-4, atol=1e-4)
+    compiled = torch.compile(merged, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(WIDE), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["dense", "grouped in blocks"])
+def test_grown_structures_run_in_onnxruntime(name, tmp_path):
+    runtime = pytest.importorskip("onnxruntime")
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnxscript")
+    merged, planted = grown(name)
+    path = tmp_path / "model.onnx"
+    torch.onnx.export(merged, (WIDE,), str(path), dynamo=True, verbose=False)
+    onnx.checker.check_model(str(path))
+    assert {node.domain for node in onnx.load(str(path)).graph.node} <= {"", "ai.onnx"}
+    session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    (output,) = session.run(None, {session.get_inputs()[0].name: WIDE.numpy()})
+    torch.testing.assert_close(torch.from_numpy(output), planted(WIDE).detach(), rtol=1e-4, atol=1e-4)
+
+
+def test_growing_again_and_again_piles_nothing_up_and_stays_compiled():
+    torch.compiler.reset()
+    net = network("permuted").float().eval()
+    attributes = set(vars(net))
+    modules = [type(module) for module in net.modules()]
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    for round in range(6):
+        for step in ("planted", "merged"):
+            if step == "planted":
+                net = plant(net, trace(net, WIDE)["a"], 1, "kaiming", generator=seeded(round))
+            else:
+                net = merge(net)
+            before = len(graphs)
+            compiled = torch.compile(net, backend=backend, fullgraph=True)
+            torch.testing.assert_close(compiled(WIDE), net(WIDE))
+            compiled(WIDE)
+            assert len(graphs) == before + 1, f"{step} in round {round} is not compiled once"
+    assert [type(module) for module in net.modules()] == modules
+    assert net.a.out_channels == 10
+    assert set(vars(net)) - {"_is_torch_compile"} == attributes
+    assert all(not module._forward_hooks and not module._forward_pre_hooks for module in net.modules())
