@@ -31,7 +31,7 @@ from plantops.planting.search import wanted_growths
 from plantops.planting.sweep.features import FeatureStore
 from plantops.planting.sweep.program import make_program
 from plantops.planting.sweep.round import sweep_shared
-from plantops.planting.sweep.train import Member
+from plantops.planting.sweep.train import Member, SweepTrainer
 from plantops.planting.sweep.trunk import Trunk
 from plantops.train.data import ImageData
 from plantops.train.loop import Feed, Tally
@@ -83,20 +83,15 @@ def shared_step(around: Surroundings, student: Student, growths: list[Growth]) -
     for growth, candidate in zip(growths, planted(around, student, growths), strict=True):
         if recipe.channels_last:
             candidate.to(memory_format=torch.channels_last)
-        members.append(Member(candidate, make_program(forward, student.plan[growth.site], candidate), recipe))
+        members.append(Member(candidate, make_program(forward, student.plan[growth.site], candidate)))
     trunk = Trunk(forward, [name for member in members for name in member.program.kept], recipe.precision)
     store = FeatureStore(trunk, None, around.config.sweep_memory)
     features = store.of(around.train, recipe.augment.variants, recipe.channels_last)
-    feed = endless(Feed(around.train, recipe, around.teacher, seed=0, keys=("bench",), batch_done=None), EPOCHS)
-    tally = Tally(around.train.device)
-
-    def step() -> None:
-        batch, logits, lr = next(feed)
-        values = features(batch)
-        for member in members:
-            member.learner.step(partial(member.program, values), batch.labels, logits, lr, tally)
-
-    return step
+    feed = Feed(around.train, recipe, around.teacher, seed=0, keys=("bench",), batch_done=None)
+    trainer = SweepTrainer(members, feed, recipe, features, None, features, store.close)
+    batches = endless(feed, EPOCHS)
+    tallies = [Tally(around.train.device) for _ in members]
+    return lambda: trainer.step(*next(batches), tallies)
 
 
 def own_macs(case: Case) -> int:

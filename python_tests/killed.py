@@ -30,7 +30,7 @@ def main() -> int:
 
         return call
 
-    loop.Learner.step = counted(loop.Learner.step)  # type: ignore[method-assign]
+    loop.Learner.update = counted(loop.Learner.update)  # type: ignore[method-assign]
     checkpoint.write_synced = counted(checkpoint.write_synced)
     files.write_synced = counted(files.write_synced)
     os.write, os.rename, os.replace = counted(os.write), counted(os.rename), counted(os.replace)

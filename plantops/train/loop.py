@@ -116,17 +116,29 @@ class Learner:
         tally: Tally,
     ) -> None:
         """One optimizer step at learning rate ``lr`` on the logits that ``forward`` gives."""
+        self.begin(lr)
+        self.learn(forward, labels, teacher_logits, tally)
+        self.update()
+
+    def begin(self, lr: float) -> None:
+        """A step at learning rate ``lr`` begins: no gradient yet."""
         for group in self._optimizer.param_groups:
             group["lr"] = lr
         self._optimizer.zero_grad(set_to_none=True)
+
+    def learn(self, forward: Callable[[], Tensor], labels: Tensor, teacher_logits: Tensor | None, tally: Tally) -> None:
+        """Add the gradient of the objective on the logits that ``forward`` gives."""
         with autocast(self._precision, self._device):
             logits = forward()
         loss = self._objective(logits, labels, teacher_logits, self._scaler.scale)
         if self._regularizer is not None:
             loss = loss + self._regularizer.add_gradient(self._scaler.scale)
+        tally.add(loss * len(labels), logits.detach(), labels)
+
+    def update(self) -> None:
+        """The optimizer's step on the gradients that are there."""
         self._scaler.step(self._optimizer)
         self._scaler.update()
-        tally.add(loss * len(labels), logits.detach(), labels)
 
     def state(self) -> dict[str, Any]:
         """Everything but the parameters that changes, loadable with ``weights_only=True``."""

@@ -162,7 +162,7 @@ def _share(around: Surroundings, round: int, forward: Forward, owner: int, group
             around.train, recipe, around.teacher, seed=config.seed, keys=("round", round), batch_done=batch_done
         )
         return SweepTrainer(
-            [Member(plan.planted, plan.program, recipe) for plan in group],
+            [Member(plan.planted, plan.program) for plan in group],
             feed,
             recipe,
             store.of(around.train, recipe.augment.variants if again else None, recipe.channels_last),

@@ -29,14 +29,11 @@ class Member:
 
     planted: nn.Module
     program: Program
-    recipe: Recipe
-    learner: Learner = field(init=False)
     names: list[str] = field(init=False)
 
     def __post_init__(self) -> None:
         frozen = trunk_state(self.planted)
         self.names = [name for name in self.planted.state_dict() if name not in frozen]
-        self.learner = Learner(self.recipe, planted_parameters(self.planted))
 
     def tensors(self) -> dict[str, Tensor]:
         """The entries of the planted network's state_dict that change."""
@@ -67,6 +64,11 @@ class SweepTrainer:
     ) -> None:
         self.members, self.recipe, self.epoch = members, recipe, 0
         self._feed, self._features, self._close = feed, features, close
+        # One optimizer steps for all. With loss scaling one network's overflow must not stop the others.
+        groups = [[member] for member in members] if recipe.precision == "fp16" else [members]
+        self._learners = [
+            Learner(recipe, [p for m in group for p in planted_parameters(m.planted)]) for group in groups
+        ]
         self._val, self._val_features = val if val is not None and len(val) else None, val_features
 
     @property
@@ -81,9 +83,7 @@ class SweepTrainer:
         tallies = [Tally(self._feed.device) for _ in self.members]
         lr = 0.0
         for batch, teacher_logits, lr in self._feed.epoch(self.epoch):
-            values = self._features(batch)
-            for member, tally in zip(self.members, tallies, strict=True):
-                member.learner.step(partial(member.program, values), batch.labels, teacher_logits, lr, tally)
+            self.step(batch, teacher_logits, lr, tallies)
         self.epoch += 1
         train, val = [tally.score() for tally in tallies], self._score_val()
         seconds = (time.perf_counter() - began) / len(self.members)
@@ -92,18 +92,30 @@ class SweepTrainer:
             for scores in zip(train, val, strict=True)
         ]
 
+    def step(self, batch: Batch, teacher_logits: Tensor | None, lr: float, tallies: list[Tally]) -> None:
+        """One optimizer step of every candidate."""
+        values = self._features(batch)
+        for learner in self._learners:
+            learner.begin(lr)
+        for place, (member, tally) in enumerate(zip(self.members, tallies, strict=True)):
+            learner = self._learners[place % len(self._learners)]
+            learner.learn(partial(member.program, values), batch.labels, teacher_logits, tally)
+        for learner in self._learners:
+            learner.update()
+
     def tensors(self) -> list[dict[str, Tensor]]:
         return [member.tensors() for member in self.members]
 
     def state(self) -> dict[str, Any]:
         """Everything else that changes, loadable with ``weights_only=True``."""
-        return {"members": [member.learner.state() for member in self.members]}
+        return {"learners": [learner.state() for learner in self._learners]}
 
     def load(self, tensors: Sequence[Mapping[str, Tensor]], state: Mapping[str, Any], epoch: int) -> None:
         """Put back what ``tensors``, ``state`` and ``epoch`` were."""
-        for member, own, learned in zip(self.members, tensors, state["members"], strict=True):
+        for member, own in zip(self.members, tensors, strict=True):
             load_tensors(member.planted, own)
-            member.learner.load(learned)
+        for learner, learned in zip(self._learners, state["learners"], strict=True):
+            learner.load(learned)
         self.epoch = epoch
 
     def close(self) -> None:
