@@ -12,7 +12,7 @@ export PLANTOPS_BUILD
 PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
 SOURCES := $(shell find csrc -type f) CMakeLists.txt setup.py pyproject.toml
 
-.PHONY: plant test lint format wheel setup clean help
+.PHONY: plant test kernel-report lint format wheel setup clean help
 
 help:
 	@sed -n 's/^# //p' Makefile | head -5
@@ -35,6 +35,10 @@ plant: setup
 
 test: setup
 	$(VENV)/bin/python -m pytest
+
+# Registers, stack and shared memory of every GPU kernel for every architecture. Needs Triton, but no GPU.
+kernel-report: setup
+	$(VENV)/bin/python tools/kernel_report.py --csv build/kernel_report.csv
 
 lint: setup
 	$(VENV)/bin/ruff check .

@@ -58,9 +58,10 @@ def late(module: str, name: str) -> Callable[..., Any]:
 
 @dataclass(frozen=True)
 class Launch:
-    """A kernel with the arguments and options that it was to be started with."""
+    """A kernel with the grid, arguments and options that it was to be started with."""
 
     kernel: Any
+    grid: tuple[int, ...]
     args: tuple[Any, ...]
     constants: dict[str, Any]
     num_warps: int
@@ -88,7 +89,7 @@ def launch(
     if 0 in grid:
         return
     if _recorded is not None:
-        _recorded.append(Launch(kernel, args, constants, num_warps, num_stages))
+        _recorded.append(Launch(kernel, grid, args, constants, num_warps, num_stages))
         return
     device = next(a.device for a in args if isinstance(a, Tensor))
     if device.type == "cuda" and device.index != torch.cuda.current_device():

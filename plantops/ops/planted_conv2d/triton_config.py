@@ -38,10 +38,10 @@ class Limits:
 
 # Where there are tensor cores (half precision, TF32), float32 and float64 without them.
 HALF = Limits(128, 128, 32, 3)
-TF32 = Limits(128, 128, 32, 3)
-SINGLE = Limits(64, 32, 16, 3)
+TF32 = Limits(128, 64, 32, 3)
+SINGLE = Limits(64, 32, 16, 2)
 DOUBLE = Limits(32, 32, 16, 2)
-GATHERED_M = 64  # behind ReLU or pooling an element takes up to three loads: fewer of them for a thread
+GATHERED_M = 64  # where a result or an entry takes more loads than one there are fewer of them for a thread
 LOADS_OF_FOUR_WARPS = {False: 2048, True: 1024}  # elements of a tile of the left factor, by gathered
 
 
@@ -61,7 +61,7 @@ def side(size: int, most: int) -> int:
 
 def tile(dtype: torch.dtype, precision: str, m: int, n: int, k: int, gathered: bool = False) -> Config:
     """The configuration for m x n results, where the products run over k entries at a time; `gathered`: a factor is
-    a gradient behind ReLU or pooling."""
+    a gradient behind ReLU or pooling, or the results take an addend."""
     most = limits(dtype, precision)
     block_m = side(m, min(most.block_m, GATHERED_M) if gathered else most.block_m)
     block_n, block_k = side(n, most.block_n), side(k, most.block_k)

@@ -117,7 +117,7 @@ def convolve(
         return y, indices
     precision = precision_of(input.dtype)
     pixels = count * height * width * pool * pool
-    config = config or tile(input.dtype, precision, pixels, outputs, channels)
+    config = config or tile(input.dtype, precision, pixels, outputs, channels, gathered=addend is not None)
     filters = packed_filters(weight, weight_out, weight_in, in_start, (0, channels), channels_last=True)
     programs = _triton.cdiv(pixels, config.block_m) * _triton.cdiv(outputs, config.block_n)
     _triton.launch(

@@ -1,0 +1,105 @@
+"""The Triton launches that the kernel report compiles: what the ops start on shapes of every class."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from plantops.ops import _triton
+from plantops.ops._triton import Launch
+from plantops.ops.distillation_loss import triton as distillation
+from plantops.ops.kl_div_logits import triton as kl
+from plantops.ops.planted_conv2d import triton as conv
+
+ROWS = 4096
+LAST, FIRST = torch.channels_last, torch.contiguous_format
+PLAIN, POOLED, ADDED = ("none", 1, False), ("relu", 2, False), ("relu", 1, True)  # activation, max_pool, addend
+# Trunk channels, planted ones, height = width, batch.
+SMALL, MIDDLE, LARGE = (8, 4, 32, 128), (64, 8, 32, 512), (256, 64, 8, 512)
+CONVOLUTIONS = {
+    ("bfloat16", "ieee"): [
+        (SMALL, LAST, PLAIN), (MIDDLE, LAST, PLAIN), (LARGE, LAST, PLAIN), (MIDDLE, LAST, POOLED),
+        (MIDDLE, LAST, ADDED), (MIDDLE, FIRST, PLAIN), (LARGE, FIRST, PLAIN), (MIDDLE, FIRST, POOLED),
+    ],
+    ("float16", "ieee"): [(MIDDLE, LAST, PLAIN)],
+    ("float32", "tf32"): [
+        (MIDDLE, LAST, PLAIN), (LARGE, LAST, PLAIN), (MIDDLE, LAST, POOLED), (LARGE, FIRST, PLAIN),
+        (MIDDLE, FIRST, POOLED),
+    ],
+    ("float32", "ieee"): [(MIDDLE, LAST, PLAIN), (LARGE, FIRST, PLAIN), (MIDDLE, LAST, POOLED)],
+    ("float64", "ieee"): [(MIDDLE, LAST, PLAIN), (MIDDLE, FIRST, POOLED)],
+}  # fmt: skip
+LOSSES = {
+    "float32": (10, 100, 1000, 4096, 32768),
+    "bfloat16": (10, 100, 1000, 4096, 32768),
+    "float16": (1000,),
+    "float64": (10, 1000, 32768),
+}
+POINTWISE = (1000, 32768)  # widths that are reduced to nothing as well
+
+
+def meta(*shape: int, dtype: torch.dtype, layout: torch.memory_format = FIRST) -> Tensor:
+    """A tensor without memory."""
+    return torch.empty(*shape, dtype=dtype, device="meta", memory_format=layout)
+
+
+@contextmanager
+def float32_precision(precision: str) -> Iterator[None]:
+    """torch's flag for float32 convolutions set to "tf32" or "ieee"."""
+    before = torch.backends.cudnn.conv.fp32_precision  # type: ignore[attr-defined]
+    torch.backends.cudnn.conv.fp32_precision = precision  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.conv.fp32_precision = before  # type: ignore[attr-defined]
+
+
+def run_convolution(
+    shape: tuple[int, int, int, int], layout: torch.memory_format, epilogue: tuple[str, int, bool], dtype: torch.dtype
+) -> None:
+    """Forward and backward of a 3 x 3 convolution: the same number of channels in and out, planted on both sides."""
+    (channels, planted, side, batch), (activation, pool, added) = shape, epilogue
+    wide = channels + planted
+    weight, weight_out = meta(channels, channels, 3, 3, dtype=dtype), meta(planted, wide, 3, 3, dtype=dtype)
+    weight_in = meta(channels, planted, 3, 3, dtype=dtype)
+    bias, bias_out = meta(channels, dtype=dtype), meta(planted, dtype=dtype)
+    x = meta(batch, wide, side, side, dtype=dtype, layout=layout)
+    addend = meta(batch, wide, side, side, dtype=dtype, layout=layout) if added else None
+    geometry = ((1, 1), (1, 1), (1, 1), 1, channels)
+    y, positions = conv.forward(
+        x, weight, weight_out, weight_in, bias, bias_out, *geometry, addend, activation, pool, pool > 1
+    )
+    conv.backward(
+        torch.empty_like(y), x, weight, weight_out, weight_in, y if activation == "relu" else None,
+        positions if pool > 1 else None, (side, side), (side, side), *geometry, planted, activation, pool, "planted",
+        (True, True, True, True, added),
+    )  # fmt: skip
+
+
+def run_losses(classes: int, dtype: torch.dtype) -> None:
+    """Both losses, forward and backward, reduced and for some widths not."""
+    student, teacher = meta(ROWS, classes, dtype=dtype), meta(ROWS, classes, dtype=dtype)
+    target = torch.empty(ROWS, dtype=torch.int64, device="meta")
+    for reduction in ("mean", "none") if classes in POINTWISE else ("mean",):
+        loss, *sums = kl.forward(student, teacher, 2.0, reduction)
+        kl.backward(loss, student, teacher, *sums, 2.0, reduction)
+        kl.value_and_grad(student, teacher, 2.0, reduction)
+        config = (0.5, 2.0, 0.1, reduction)
+        loss, *sums = distillation.forward(student, teacher, target, *config)
+        distillation.backward(loss, student, teacher, target, *sums, *config)
+
+
+def launches() -> list[Launch]:
+    """Everything that the report compiles; some of it more than once."""
+    with _triton.recording() as recorded:
+        for (name, precision), cases in CONVOLUTIONS.items():
+            with float32_precision(precision):
+                for shape, layout, epilogue in cases:
+                    run_convolution(shape, layout, epilogue, getattr(torch, name))
+        for name, widths in LOSSES.items():
+            for classes in widths:
+                run_losses(classes, getattr(torch, name))
+    return recorded
