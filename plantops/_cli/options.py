@@ -98,6 +98,8 @@ class TeacherOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class PlantOptions(DataOptions, MachineOptions, NetworkOptions, OptimizerOptions, TeacherOptions):
+    preset: Literal["default", "paper"] = "default"
+    """Defaults for everything below: this package's, or the published procedure with nothing added."""
     width: int = 4
     """Width of the initial network."""
     initial_epochs: int = 40

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from plantops._cli.defaults import for_command
+from plantops._cli.defaults import PRESETS, for_command
 from plantops._cli.mistakes import Mistake
 
 Options = TypeVar("Options")
@@ -55,12 +55,16 @@ def positional() -> Any:
 
 
 def resolve(kind: type[Options], command: str, arguments: Sequence[str]) -> Options:
-    """Defaults of the data set, then --config FILE, then the flags."""
+    """Defaults of the data set, then those of the preset, then --config FILE, then the flags."""
     file, rest = take(arguments, CONFIG_FLAG)
     values = {} if file is None else read_config(Path(file), kind)
     data = given(rest, "data") or values.get("data", "digits")
     names = {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
-    defaults = {name: value for name, value in for_command(command, data).items() if name in names}
+    preset = given(rest, "preset") or values.get("preset", "default")
+    if "preset" in names and preset not in PRESETS:
+        raise Mistake(f"--preset must be one of {', '.join(PRESETS)}, got {preset!r}.")
+    known = for_command(command, data, preset if "preset" in names else "default")
+    defaults = {name: value for name, value in known.items() if name in names}
     return parse(kind, command, rest, build(kind, {**defaults, **values}, file or command))
 
 

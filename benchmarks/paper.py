@@ -1,0 +1,254 @@
+"""The tables of the publication: teacher, uniform widths under cross entropy and under distillation, planted network.
+
+    python benchmarks/paper.py --dataset cifar10 --data-root DIR --resume runs/paper-cifar10 --minutes 9
+
+Every network is a run of ``plantops teacher``, ``train`` or ``plant`` in a folder of its own below ``--resume``, so the
+script can be stopped at any time (Ctrl-C, ``--minutes``) and called again: finished runs are read, the one under way
+goes on. When all have ended it prints the table and writes CSV and plot. ``--reduced`` shortens all trainings to what a
+CPU can do; such rows are marked. Planting: ``default`` is this package's search, ``paper`` the published procedure.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import signal
+import statistics
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from harness import RESULTS, table, write_csv
+
+from plantops.bench.record import commit
+from plantops.cli import main as plantops
+from plantops.train.run import Run, RunError, read_run
+from plantops.train.session import Session
+
+PUBLISHED: dict[str, dict[str, tuple[int, float, float]]] = {
+    "cifar10": {
+        "uniform-8-ce": (20_362, 0.8300, 71.55), "uniform-8-kl": (20_362, 0.8245, 71.69),
+        "uniform-16-ce": (43_914, 0.6071, 79.42), "uniform-16-kl": (43_914, 0.6108, 79.23),
+        "uniform-32-ce": (104_842, 0.4898, 84.03), "uniform-32-kl": (104_842, 0.4791, 84.02),
+        "uniform-64-ce": (281_994, 0.4431, 86.83), "uniform-64-kl": (281_994, 0.4103, 86.80),
+        "teacher": (857_482, 0.5007, 88.10), "uniform-128-kl": (857_482, 0.3823, 88.51),
+        "planted-paper": (40_600, 0.4825, 84.35),
+    },
+    "cifar100": {
+        "uniform-8-ce": (31_972, 2.5280, 36.53), "uniform-8-kl": (31_972, 2.5053, 36.90),
+        "uniform-16-ce": (55_524, 2.1190, 45.45), "uniform-16-kl": (55_524, 2.0679, 46.66),
+        "uniform-32-ce": (116_452, 1.9022, 52.15), "uniform-32-kl": (116_452, 1.7805, 53.72),
+        "uniform-64-ce": (293_604, 1.9510, 55.74), "uniform-64-kl": (293_604, 1.6707, 57.71),
+        "teacher": (869_092, 2.5010, 57.76), "uniform-128-kl": (869_092, 1.6232, 60.05),
+        "planted-paper": (78_500, 1.7584, 54.31),
+    },
+    "stl10": {
+        "uniform-8-ce": (40_842, 1.2776, 55.55), "uniform-8-kl": (40_842, 1.2682, 54.99),
+        "uniform-16-ce": (84_874, 1.2924, 59.34), "uniform-16-kl": (84_874, 1.1998, 61.10),
+        "uniform-32-ce": (186_762, 1.2213, 64.57), "uniform-32-kl": (186_762, 1.1712, 64.07),
+        "teacher": (445_834, 1.5360, 66.33), "uniform-64-kl": (445_834, 1.1807, 66.47),
+        "uniform-128-ce": (1_185_162, 1.7612, 67.04), "uniform-128-kl": (1_185_162, 1.1643, 67.71),
+        "planted-paper": (82_600, 1.0772, 67.12),
+    },
+}  # fmt: skip
+"""Parameters, test loss and test accuracy (percent): Mitsuno et al., arXiv 2011.02390, tables I to III."""
+
+LIMITS = {"cifar10": 40_600, "cifar100": 78_500, "stl10": 82_600, "digits": 6_000}
+TEACHER_WIDTHS = {"cifar10": 128, "cifar100": 128, "stl10": 64, "digits": 8}
+WIDTHS = {
+    "cifar10": (8, 16, 32, 64, 128),
+    "cifar100": (8, 16, 32, 64, 128),
+    "stl10": (8, 16, 32, 64, 128),
+    "digits": (3,),
+}
+REDUCED = {"teacher_width": 64, "widths": (8, 16, 32), "teacher_epochs": 24, "epochs": 40, "candidate_epochs": 10}
+TOY = {"teacher_width": 4, "widths": (3,), "teacher_epochs": 2, "epochs": 2, "candidate_epochs": 1}
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run: its folder's name, the row it is in the table, and how plantops is called for it."""
+
+    name: str
+    row: str
+    seed: int
+    arguments: tuple[str, ...]
+    role: str
+
+
+def jobs(args: argparse.Namespace) -> list[Job]:
+    """Everything that the table needs, the teacher of a seed before those whom it teaches."""
+    length = TOY if args.dataset == "digits" else REDUCED if args.reduced else {}
+    teacher_width = length.get("teacher_width", TEACHER_WIDTHS[args.dataset])
+    widths = (
+        [int(width) for width in args.widths.split(",")] if args.widths else length.get("widths", WIDTHS[args.dataset])
+    )
+    data = ["--data", args.dataset, *(["--data-root", args.data_root] if args.data_root else [])]
+    found = []
+    for seed in range(args.seeds):
+        common = [*data, "--seed", str(seed), "--device", args.device, "--no-report"]
+        teacher = f"teacher-{seed}"
+        own = ["teacher", *common, "--width", str(teacher_width), *_epochs("--epochs", length.get("teacher_epochs"))]
+        found.append(Job(teacher, "teacher", seed, tuple(own), "teacher"))
+        taught = ["--teacher", str(Path(args.resume) / teacher)]
+        for width in widths:
+            for loss, source in (("ce", []), ("kl", taught)):
+                row = f"uniform-{width}-{loss}"
+                own = ["train", *common, "--widths", str(width), "--loss", loss, *source]
+                own += _epochs("--epochs", length.get("epochs"))
+                found.append(Job(f"{row}-{seed}", row, seed, tuple(own), "uniform"))
+        for preset in args.presets.split(","):
+            own = ["plant", *common, *taught, "--preset", preset, "--max-params", str(LIMITS[args.dataset])]
+            own += _epochs("--initial-epochs", length.get("epochs")) + _epochs(
+                "--epochs", length.get("candidate_epochs")
+            )
+            if args.dataset == "digits":
+                own += ["--max-rounds", "1"]
+            found.append(Job(f"planted-{preset}-{seed}", f"planted-{preset}", seed, tuple(own), "planted"))
+    return found
+
+
+def _epochs(flag: str, epochs: int | None) -> list[str]:
+    return [] if epochs is None else [flag, str(epochs)]
+
+
+def ended(folder: Path) -> bool:
+    """Whether the run in ``folder`` is there and complete."""
+    if not folder.exists():
+        return False
+    with Run.open(folder) as run:
+        return Session.ended(run)
+
+
+def carry_on(job: Job, folder: Path) -> int:
+    """Begin the run, or go on with it; the exit status of plantops."""
+    if folder.exists():
+        return plantops([job.arguments[0], "--resume", str(folder)])
+    return plantops([*job.arguments, "--out", str(folder)])
+
+
+@contextlib.contextmanager
+def stopped_after(minutes: float | None) -> Iterator[None]:
+    """Ctrl-C to this process when the time is over: plantops then stops behind a checkpoint."""
+    if minutes is None:
+        yield
+        return
+    signal.signal(signal.SIGALRM, lambda *_: os.kill(os.getpid(), signal.SIGINT))
+    signal.setitimer(signal.ITIMER_REAL, 60 * minutes)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def row_of(job: Job, folder: Path, reduced: bool) -> dict[str, Any]:
+    """The CSV row of a run that has ended."""
+    run = read_run(folder)
+    networks = [record for record in run.of("network") if record["role"] in (job.role, "finetuned")]
+    network = networks[-1]
+    machine = run.environment
+    return {
+        "dataset": run.config["data"], "row": job.row, "seed": job.seed, "reduced": reduced,
+        "parameters": network["parameters"], "macs": network["macs"],
+        **{name: network[name] for part in ("train", "val", "test") for name in (f"{part}_loss", f"{part}_accuracy")},
+        "widths": "-".join(map(str, network["widths"].values())), "epochs": network["epochs"],
+        "seconds": round(network["train_seconds"], 1), "config": json.dumps(run.config, sort_keys=True),
+        "hardware": (machine["gpus"] or [machine["cpu"]])[0], "cpu": machine["cpu"], "threads": machine["threads"],
+        "torch": machine["torch"], "python": machine["python"], "plantops": machine["plantops"], "commit": commit(),
+    }  # fmt: skip
+
+
+def summary(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One line for each row of the table: medians over the seeds, beside the published figures."""
+    lines = []
+    for name in dict.fromkeys(row["row"] for row in rows):
+        own = [row for row in rows if row["row"] == name]
+        published = PUBLISHED.get(own[0]["dataset"], {}).get(name, ("", "", ""))
+        accuracies = [100 * row["test_accuracy"] for row in own]
+        lines.append({
+            "network": name + (" (reduced)" if own[0]["reduced"] else ""), "seeds": len(own),
+            "parameters": int(statistics.median(row["parameters"] for row in own)),
+            "test loss": round(statistics.median(row["test_loss"] for row in own), 4),
+            "test accuracy": round(statistics.median(accuracies), 2),
+            "spread": round(max(accuracies) - min(accuracies), 2),
+            "published parameters": published[0], "published loss": published[1], "published accuracy": published[2],
+        })  # fmt: skip
+    return lines
+
+
+def plot(lines: Sequence[dict[str, Any]], dataset: str, path: Path) -> None:
+    """Test accuracy and loss against parameters, ours and the published ones."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, panels = pyplot.subplots(1, 2, figsize=(11, 4.5))
+    for axes, what, place in zip(panels, ("test accuracy", "test loss"), (2, 1), strict=True):
+        for name, values in PUBLISHED.get(dataset, {}).items():
+            axes.plot(values[0], values[place], "x", color="grey")
+            axes.annotate(
+                name, (values[0], values[place]), fontsize=6, color="grey", xytext=(3, -8), textcoords="offset points"
+            )
+        for line in lines:
+            axes.plot(line["parameters"], line[what], "o")
+            axes.annotate(
+                line["network"], (line["parameters"], line[what]), fontsize=6, xytext=(3, 3), textcoords="offset points"
+            )
+        axes.set_xscale("log")
+        axes.set_xlabel("parameters")
+        axes.set_ylabel(f"{what} (%)" if what == "test accuracy" else f"{what} (nats)")
+        axes.grid(alpha=0.3)
+    figure.suptitle(f"{dataset}: this package (dots, medians over seeds) and the publication (grey)")
+    figure.tight_layout()
+    figure.savefig(path)
+
+
+def arguments(given: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--dataset", choices=sorted(LIMITS), default="cifar10", help="digits: a toy, for the bookkeeping"
+    )
+    parser.add_argument("--data-root")
+    parser.add_argument("--resume", required=True, help="folder of the runs; made when it is not there")
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--widths", default="", help="uniform widths; default: the published ones")
+    parser.add_argument("--presets", default="paper,default")
+    parser.add_argument("--minutes", type=float, help="stop after so many minutes; call again to go on")
+    parser.add_argument("--reduced", action="store_true", help="short trainings, for a CPU; the rows say so")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="where CSV and plot go")
+    return parser.parse_args(given)
+
+
+def main(given: Sequence[str] | None = None) -> int:
+    args = arguments(given)
+    folder = Path(args.resume)
+    folder.mkdir(parents=True, exist_ok=True)
+    todo = jobs(args)
+    with stopped_after(args.minutes):
+        for place, job in enumerate(todo, 1):
+            if not ended(folder / job.name):
+                print(f"\n{place}/{len(todo)}: {job.name}", flush=True)
+                status = carry_on(job, folder / job.name)
+                if status:
+                    print(f"\nStopped at {place}/{len(todo)}, {job.name}. Call again to go on.")
+                    return status
+    rows = [row_of(job, folder / job.name, args.reduced) for job in todo]
+    lines = summary(rows)
+    name = f"paper_{args.dataset}{'_reduced' if args.reduced else ''}"
+    csv = write_csv(args.out / f"{name}.csv", rows)
+    plot(lines, args.dataset, args.out / f"{name}.svg")
+    columns = list(lines[0])
+    print(f"\n{table(lines, columns)}\n\n{csv}")
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        raise SystemExit(main())
+    except RunError as error:
+        raise SystemExit(f"paper.py: {error}") from None

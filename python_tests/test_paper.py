@@ -1,0 +1,85 @@
+"""The script of the published tables: its runs are stopped, taken up and put together; the trainings are toys."""
+
+import csv
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from plantops.models import count_parameters, planting_net
+
+pytest.importorskip("tyro")
+pytest.importorskip("sklearn")
+pytest.importorskip("matplotlib")
+
+ROOT = Path(__file__).parent.parent
+ROWS = ["teacher", "uniform-3-ce", "uniform-3-kl", "planted-paper", "planted-default"]
+
+
+@pytest.fixture(scope="module")
+def paper() -> Any:
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    spec = importlib.util.spec_from_file_location("paper", ROOT / "benchmarks" / "paper.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["paper"] = module
+    spec.loader.exec_module(module)
+    sys.path.remove(str(ROOT / "benchmarks"))
+    return module
+
+
+def call(tmp_path: Path, *more: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / "benchmarks" / "paper.py"), "--dataset", "digits", "--device", "cpu"]
+    command += ["--resume", str(tmp_path / "runs"), "--out", str(tmp_path / "out"), "--seeds", "1", *more]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=280)
+
+
+@pytest.mark.slow
+def test_stopped_and_taken_up_it_ends_in_the_table(tmp_path: Path) -> None:
+    first = call(tmp_path, "--minutes", "0.03")
+    assert first.returncode == 130, first.stderr
+    assert "Call again to go on." in first.stdout
+    assert not (tmp_path / "out").exists()
+    done = call(tmp_path)
+    assert done.returncode == 0, done.stderr
+    with (tmp_path / "out" / "paper_digits.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["row"], row["seed"]) for row in rows] == [(name, seed) for seed in "0" for name in ROWS]
+    for row in rows:
+        assert 0 < float(row["test_accuracy"]) < 1 < float(row["test_loss"]) < 4
+        assert int(row["parameters"]) > 1_000
+    assert (tmp_path / "out" / "paper_digits.svg").stat().st_size > 10_000
+    again = call(tmp_path)
+    assert again.stdout.count("1/5") == 0  # nothing is trained again
+    assert again.stdout.splitlines()[1:] == done.stdout[done.stdout.rindex("network ") :].splitlines()
+
+
+def test_published_parameters_are_those_of_the_networks(paper: Any) -> None:
+    for dataset, rows in paper.PUBLISHED.items():
+        for name, (parameters, _, _) in rows.items():
+            kind, *width = name.split("-")
+            if kind == "uniform" or kind == "teacher":
+                wide = int(width[0]) if width else paper.TEACHER_WIDTHS[dataset]
+                assert count_parameters(planting_net(dataset, wide)) == parameters
+
+
+def test_medians_over_seeds_beside_the_published_figures(paper: Any) -> None:
+    row = {"dataset": "cifar10", "row": "uniform-8-kl", "reduced": True, "parameters": 20_362}
+    rows = [
+        {**row, "test_loss": loss, "test_accuracy": share} for loss, share in ((0.9, 0.7), (0.8, 0.72), (0.7, 0.71))
+    ]
+    (line,) = paper.summary(rows)
+    assert (line["network"], line["seeds"], line["test loss"], line["test accuracy"], line["spread"]) == (
+        "uniform-8-kl (reduced)",
+        3,
+        0.8,
+        71.0,
+        2.0,
+    )
+    assert (line["published parameters"], line["published loss"], line["published accuracy"]) == (20_362, 0.8245, 71.69)
