@@ -66,7 +66,25 @@ CHANNELS = [
         (8, 0, 23, 0),
     ]
 ]
-CASES = WIDTHS + KERNELS + CHANNELS
+# One block alone with pooling, as a sweep calls it: rows taken whole, by one image or two side by side, an odd image
+# over, last vectors that overlap the one before.
+BLOCKS = [
+    Case(fi=fi, pi=pi, fo=fo, po=po, start=None, size=size, batch=batch, max_pool=pool, activation=activation,
+         addend=addend)
+    for (fi, pi, fo, po), size, batch, pool, activation, addend in [
+        ((3, 0, 0, 4), (32, 32), 2, 2, "relu", False),
+        ((6, 0, 0, 4), (16, 16), 3, 2, "relu", False),
+        ((0, 4, 7, 0), (16, 16), 2, 2, "relu", True),
+        ((0, 4, 7, 0), (8, 8), 5, 2, "relu", True),
+        ((0, 4, 7, 0), (8, 8), 4, 1, "relu", True),
+        ((0, 1, 9, 0), (7, 10), 4, 2, "none", True),
+        ((9, 0, 9, 0), (8, 8), 4, 2, "relu", False),
+        ((2, 1, 3, 2), (10, 20), 2, 2, "relu", True),
+        ((2, 1, 3, 2), (9, 12), 4, 2, "none", True),
+        ((2, 1, 3, 2), (5, 14), 4, 2, "relu", True),
+    ]
+]  # fmt: skip
+CASES = WIDTHS + KERNELS + CHANNELS + BLOCKS
 
 
 def _compare(case: Case, dtype: torch.dtype, input_grad: str = "full") -> None:

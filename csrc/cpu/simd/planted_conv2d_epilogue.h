@@ -1,24 +1,11 @@
 // What follows the convolution: bias, addend, ReLU, max-pool, from a strip of sums straight into the output.
 #pragma once
 
+#include "planted_conv2d_epilogue_rows.h"
 #include "planted_conv2d_fill.h"
 
 namespace plantops::PLANTOPS_ISA {
 namespace {
-
-// A strip of finished convolution rows of one output channel, [row][column][image], and where it belongs.
-template <class T>
-struct Strip {
-  T* sums;
-  int64_t row_elements;     // whole vectors
-  int64_t row_begin, rows;  // before pooling
-  int64_t channel, image_begin, images;
-};
-
-template <class T>
-inline T* element(const View<T>& view, int64_t n, int64_t c, int64_t h) {
-  return view.data + n * view.n + c * view.c + h * view.h;
-}
 
 // Bias, addend and ReLU, in place.
 template <class T>
@@ -39,37 +26,14 @@ inline void activate(const ConvJob<T>& job, const Strip<T>& s) {
 }
 
 // A row of `width` pixels, [pixel][image], to the images' rows.
-template <class T, class Element>
+template <class Element>
 inline void write_row(
-    const View<Element>& out, const T* row, int64_t width, int64_t step, int64_t images, int64_t n, int64_t channel,
+    const View<Element>& out, const Element* row, int64_t width, int64_t step, int64_t images, int64_t n, int64_t channel,
     int64_t h) {
-  int64_t done = 0;
-  if (step == 1 && out.w == 1) {
-    __builtin_memcpy(element(out, n, channel, h), row, width * sizeof(T));
-    return;
-  }
-  if (step == 2 && images == 2 && out.w == 1) {
-    constexpr int kHalf = kVectorBytes / 2 / int(sizeof(T));
-    T* a = element(out, n, channel, h);
-    T* b = element(out, n + 1, channel, h);
-    for (; done + kHalf <= width; done += kHalf) {
-      T first[kHalf], second[kHalf];
-      for (int j = 0; j < kHalf; ++j) first[j] = row[2 * (done + j)], second[j] = row[2 * (done + j) + 1];
-      __builtin_memcpy(a + done, first, sizeof(first));
-      __builtin_memcpy(b + done, second, sizeof(second));
-    }
-  }
   for (int64_t i = 0; i < images; ++i) {
-    T* to = element(out, n + i, channel, h);
-    for (int64_t w = done; w < width; ++w) to[w * out.w] = row[w * step + i];
+    Element* to = element(out, n + i, channel, h);
+    for (int64_t w = 0; w < width; ++w) to[w * out.w] = row[w * step + i];
   }
-}
-
-template <class T>
-inline __attribute__((always_inline)) void keep_larger(Vector<T> value, int position, Vector<T>& best, Lane<T>& tap) {
-  const Lane<T> replaces = (value > best) | ((value != value) & (best == best));  // pool_replaces()
-  best = replaces ? value : best;
-  tap = replaces ? Lane<T>{} + position : tap;
 }
 
 // Maximum over 2 x 2 windows of two rows, a vector of windows at a time; [window][image] into `maximum` and `where`.
@@ -94,8 +58,8 @@ inline void pool_two(const Strip<T>& s, const T* row, int64_t step, int64_t elem
       if (k == 0)
         best = left;
       else
-        keep_larger<T>(left, 2, best, tap);
-      keep_larger<T>(right, 2 * k + 1, best, tap);
+        keep_larger(left, 2, best, tap);
+      keep_larger(right, 2 * k + 1, best, tap);
     }
     store(maximum + e, best);
     for (int j = 0; j < kLanes<T>; ++j) where[e + j] = static_cast<uint8_t>(tap[j]);
@@ -121,6 +85,8 @@ inline void pool_any(
 // Takes a strip to the output; `pooled` and `where` hold one pooled row.
 template <class T>
 inline void finish_strip(const ConvJob<T>& job, const Strip<T>& s, T* pooled, uint8_t* where) {
+  if (finishes_rows<T, 1>(job, s.images)) return finish<T, 1>(job, s);
+  if (finishes_rows<T, 2>(job, s.images)) return finish<T, 2>(job, s);
   const int64_t step = job.geometry.interleave, m = job.pool, width = job.geometry.out_width / m;
   activate(job, s);
   for (int64_t r = 0; r + m <= s.rows; r += m) {

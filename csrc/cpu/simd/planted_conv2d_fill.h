@@ -1,23 +1,10 @@
 // Copies rows of a tensor, or of a gradient through max-pool and ReLU, into scratch.
 #pragma once
 
-#include "planted_conv2d_vector.h"
+#include "planted_conv2d_fill_rows.h"
 
 namespace plantops::PLANTOPS_ISA {
 namespace {
-
-// Where a filling goes and which part of the source it takes: scratch row r is source row row_begin + r, scratch
-// column j is source column j - pad_w. Columns outside the source are never written: scratch comes zeroed, and every
-// filling of one scratch has the same columns. Rows outside the source are set to zero.
-template <class T>
-struct Filling {
-  T* scratch;
-  int64_t channel_stride, row_stride, interleave;
-  int64_t image_begin, images;  // images < interleave: the other lanes are set to zero
-  int64_t channel_begin, channels;
-  int64_t row_begin, rows;
-  int64_t pad_w, columns;
-};
 
 // Columns [from, until) of one source row, in elements from the row's start.
 template <class T>
@@ -36,42 +23,15 @@ inline T masked(const SourceRow<T>& s, int64_t w) {
 }
 
 template <class T>
-inline Vector<T> masked_vector(const SourceRow<T>& s, int64_t w) {
-  const Vector<T> value = load(s.values + w);
-  return s.output == nullptr ? value : load(s.output + w) <= Vector<T>{} ? Vector<T>{} : value;
-}
-
-template <class T>
-inline bool adjacent(const SourceRow<T>& s) {
-  return s.values_w == 1 && (s.output == nullptr || s.output_w == 1) && (s.indices == nullptr || s.indices_w == 1);
-}
-
-template <class T>
 inline void copy_row(const SourceRow<T>& s, T* to, int64_t step) {
-  int64_t w = s.from;
-  if (step == 1 && adjacent(s))
-    for (; w + kLanes<T> <= s.until; w += kLanes<T>) store(to + w, masked_vector(s, w));
-  for (; w < s.until; ++w) to[w * step] = masked(s, w);
+  for (int64_t w = s.from; w < s.until; ++w) to[w * step] = masked(s, w);
 }
 
 // Row `h` of the gradient before max-pool: each pooled gradient goes to where its maximum was.
 template <class T>
 inline void scatter_row(const SourceRow<T>& s, T* to, int64_t step, int64_t m, int64_t h, int64_t width) {
   const int64_t first_tap = h % m * m;
-  int64_t p = s.from / m;
-  if (m == 2 && step == 1 && s.from == 0 && s.until == width && adjacent(s)) {
-    for (; p + kLanes<T> <= width / 2; p += kLanes<T>) {
-      uint8_t taps[kLanes<T>];
-      __builtin_memcpy(taps, s.indices + p, sizeof(taps));
-      T even[kLanes<T>], odd[kLanes<T>], both[2 * kLanes<T>];
-      store(even, masked_vector(s, p));
-      for (int i = 0; i < kLanes<T>; ++i) odd[i] = taps[i] == first_tap + 1 ? even[i] : T(0);
-      for (int i = 0; i < kLanes<T>; ++i) even[i] = taps[i] == first_tap ? even[i] : T(0);
-      for (int i = 0; i < kLanes<T>; ++i) both[2 * i] = even[i], both[2 * i + 1] = odd[i];
-      __builtin_memcpy(to + 2 * p, both, sizeof(both));
-    }
-  }
-  for (; p * m < s.until; ++p) {
+  for (int64_t p = s.from / m; p * m < s.until; ++p) {
     const bool window = p < width / m;  // the columns after the last window have no gradient
     const int64_t tap = window ? s.indices[p * s.indices_w] - first_tap : -1;
     const T value = window ? masked(s, p) : T(0);
@@ -95,21 +55,8 @@ inline SourceRow<T> source_row(const Source<T>& s, const Filling<T>& f, int64_t 
   if (s.output.data) r.output = s.output.data + n * s.output.n + channel * s.output.c + row * s.output.h;
   if (s.pool > 1) r.indices = s.indices.data + n * s.indices.n + channel * s.indices.c + row * s.indices.h;
   r.values_w = s.values.w, r.output_w = s.output.w, r.indices_w = s.indices.w;
-  r.from = most(0, -f.pad_w), r.until = least(s.width, f.columns - f.pad_w);
+  r.from = f.from(), r.until = f.until(s.width);
   return r;
-}
-
-// Two images side by side, a half vector of each at a time.
-template <class T>
-inline int64_t interleave_two(const SourceRow<T>& a, const SourceRow<T>& b, T* to) {
-  constexpr int kHalf = kLanes<T> / 2;
-  int64_t w = a.from;
-  for (; w + kHalf <= a.until; w += kHalf) {
-    T pair[kLanes<T>];
-    for (int i = 0; i < kHalf; ++i) pair[2 * i] = masked(a, w + i), pair[2 * i + 1] = masked(b, w + i);
-    __builtin_memcpy(to + 2 * w, pair, sizeof(pair));
-  }
-  return w;
 }
 
 template <class T>
@@ -117,18 +64,8 @@ inline void fill_row(const Source<T>& s, const Filling<T>& f, int64_t channel, i
   const int64_t step = f.interleave;
   T* const to = row + f.pad_w * step;
   const bool inside = h >= 0 && h < s.height && (s.pool == 1 || h / s.pool < s.height / s.pool);
-  const int64_t from = most(0, -f.pad_w), until = least(s.width, f.columns - f.pad_w);
+  const int64_t from = f.from(), until = f.until(s.width);
   if (!inside) return zero_columns(to, 1, from * step, until * step);
-  if (step == 2 && f.images == 2 && s.pool == 1) {
-    SourceRow<T> a = source_row(s, f, f.image_begin, channel, h), b = source_row(s, f, f.image_begin + 1, channel, h);
-    if (adjacent(a)) {
-      a.from = b.from = interleave_two(a, b, to);
-      if (a.from >= a.until) return;
-    }
-    copy_row(a, to, step);
-    copy_row(b, to + 1, step);
-    return;
-  }
   for (int64_t i = 0; i < step; ++i) {
     if (i >= f.images) {
       zero_columns(to + i, step, from, until);
@@ -153,8 +90,8 @@ void fill_by_pixels(const Source<T>& s, const Filling<T>& f) {
       T* const rows = f.scratch + begin * f.channel_stride + r * f.row_stride;
       if (h < 0 || h >= s.height || f.images < f.interleave)
         for (int64_t c = 0; c < count; ++c)
-          zero_columns(rows + c * f.channel_stride + f.pad_w * f.interleave, 1, most(0, -f.pad_w) * f.interleave,
-                       least(s.width, f.columns - f.pad_w) * f.interleave);
+          zero_columns(rows + c * f.channel_stride + f.pad_w * f.interleave, 1, f.from() * f.interleave,
+                       f.until(s.width) * f.interleave);
       if (h < 0 || h >= s.height) continue;
       for (int64_t i = 0; i < f.images; ++i) {
         const SourceRow<T> row = source_row(s, f, f.image_begin + i, f.channel_begin + begin, h);
@@ -175,11 +112,18 @@ void fill_by_pixels(const Source<T>& s, const Filling<T>& f) {
 
 template <class T>
 void fill(const Source<T>& s, const Filling<T>& f) {
-  if (least(s.width, f.columns - f.pad_w) <= most(0, -f.pad_w)) return;
+  if (f.until(s.width) <= f.from()) return;
   if (s.pool == 1 && s.values.c == 1 && s.values.w != 1) return fill_by_pixels(s, f);
-  for (int64_t c = 0; c < f.channels; ++c)
-    for (int64_t r = 0; r < f.rows; ++r)
-      fill_row(s, f, f.channel_begin + c, f.row_begin + r, f.scratch + c * f.channel_stride + r * f.row_stride);
+  const bool one = fills_rows<T, 1>(s, f), two = fills_rows<T, 2>(s, f);
+  for (int64_t c = 0; c < f.channels; ++c) {
+    T* const to = f.scratch + c * f.channel_stride;
+    if (one)
+      fill_channel<T, 1>(s, f, f.channel_begin + c, to + f.pad_w);
+    else if (two)
+      fill_channel<T, 2>(s, f, f.channel_begin + c, to + 2 * f.pad_w);
+    else
+      for (int64_t r = 0; r < f.rows; ++r) fill_row(s, f, f.channel_begin + c, f.row_begin + r, to + r * f.row_stride);
+  }
 }
 
 template <class T>

@@ -89,11 +89,14 @@ void conv_strip(
   const Geometry& g = job.geometry;
   const int64_t vectors = rows * g.row_vectors;
   const T* weights = job.weights + begin * taps.channels * taps.kernel_h * taps.kernel_w;
+  const T* line = scratch + row * g.row_stride;
+  int64_t column = 0;
   for (int64_t v = 0; v < vectors; v += kPixelBlock) {
     const T* at[kPixelBlock];
     for (int p = 0; p < kPixelBlock; ++p) {
-      const int64_t vector = least(v + p, vectors - 1);  // beyond the end: repeated, not used
-      at[p] = scratch + (row + vector / g.row_vectors) * g.row_stride + vector % g.row_vectors * kLanes<T>;
+      at[p] = line + column * kLanes<T>;
+      if (v + p + 1 >= vectors) continue;  // beyond the end: the last vector again, not used
+      if (++column == g.row_vectors) column = 0, line += g.row_stride;
     }
     kConvTiles<T>[block](at, taps, weights, sums + v * kLanes<T>, sums_stride);
   }

@@ -2,6 +2,9 @@
 // planted_conv2d_*.h lives in an unnamed namespace: no symbol of one copy may serve another.
 #pragma once
 
+#include <type_traits>
+#include <utility>
+
 #include "planted_conv2d.h"
 
 namespace plantops::PLANTOPS_ISA {
@@ -28,38 +31,84 @@ template <class T, int Bytes>
 struct VectorOf {
   typedef T type __attribute__((vector_size(Bytes)));
 };
+template <class T, int Bytes>
+using Part = typename VectorOf<T, Bytes>::type;
 template <class T>
-using Vector = typename VectorOf<T, kVectorBytes>::type;
+using Vector = Part<T, kVectorBytes>;
 template <class T>
 constexpr int kLanes = kVectorBytes / sizeof(T);
 
-template <class T>
-inline __attribute__((always_inline)) Vector<T> load(const T* from) {
-  Vector<T> v;
+template <int Bytes, class T>
+inline __attribute__((always_inline)) Part<T, Bytes> load_part(const T* from) {
+  Part<T, Bytes> v;
   __builtin_memcpy(&v, from, sizeof(v));
   return v;
 }
 
 template <class T>
-inline __attribute__((always_inline)) void store(T* to, Vector<T> v) {
-  __builtin_memcpy(to, &v, sizeof(v));
+inline __attribute__((always_inline)) Vector<T> load(const T* from) {
+  return load_part<kVectorBytes>(from);
 }
 
-template <class T>
-using HalfVector = typename VectorOf<T, kVectorBytes / 2>::type;
+template <class T, class V>
+inline __attribute__((always_inline)) void store(T* to, V v) {
+  __builtin_memcpy(to, &v, sizeof(v));
+}
 
 // Element numbers of a vector of T: int32_t for float, int64_t for double.
 template <class T>
 using Lane = decltype(Vector<T>{} < Vector<T>{});
 
 template <class T>
-inline __attribute__((always_inline)) void store_half(T* to, HalfVector<T> v) {
-  __builtin_memcpy(to, &v, sizeof(v));
-}
-
-template <class T>
 inline __attribute__((always_inline)) Vector<T> broadcast(T value) {
   return value - Vector<T>{};
+}
+
+// A vector whose element i is element from(i) of a and b, counted through both; `from` is a lambda without captures.
+template <int Count, class V, class From, int... I>
+inline __attribute__((always_inline)) auto shuffle(V a, V b, From from, std::integer_sequence<int, I...>) {
+#if __has_builtin(__builtin_shufflevector)
+  return __builtin_shufflevector(a, b, from(I)...);
+#else
+  constexpr int kSize = sizeof(a) / sizeof(a[0]);
+  Part<std::remove_cvref_t<decltype(a[0])>, Count * int(sizeof(a[0]))> result;
+  ((result[I] = from(I) < kSize ? a[from(I) % kSize] : b[from(I) % kSize]), ...);
+  return result;
+#endif
+}
+template <int Count, class V, class From>
+inline __attribute__((always_inline)) auto shuffle(V a, V b, From from) {
+  return shuffle<Count>(a, b, from, std::make_integer_sequence<int, Count>{});
+}
+
+// One vector of the next pixels of `Step` images, an image behind the other, and back.
+template <int Bytes, class T, int Step>
+inline __attribute__((always_inline)) Part<T, Bytes> load_images(const T* const (&images)[Step], int64_t at) {
+  if constexpr (Step == 1) {
+    return load_part<Bytes>(images[0] + at);
+  } else {
+    static_assert(Step == 2);
+    return shuffle<Bytes / int(sizeof(T))>(load_part<Bytes / 2>(images[0] + at), load_part<Bytes / 2>(images[1] + at),
+                                           [](int i) { return i; });
+  }
+}
+template <class T, int Step, class V>
+inline __attribute__((always_inline)) void store_images(T* const (&images)[Step], int64_t at, V v) {
+  constexpr int kPart = sizeof(v) / sizeof(T) / Step;
+  store(images[0] + at, shuffle<kPart>(v, v, [](int i) { return i; }));
+  if constexpr (Step == 2) store(images[1] + at, shuffle<kPart>(v, v, [](int i) { return i + kPart; }));
+}
+
+// From an image behind the other to pixel by pixel, [pixel][image].
+template <class T, int Step>
+inline __attribute__((always_inline)) Vector<T> interleaved(Vector<T> v) {
+  if constexpr (Step == 1) return v;
+  return shuffle<kLanes<T>>(v, v, [](int i) { return i % Step * (kLanes<T> / Step) + i / Step; });
+}
+template <class T, int Step>
+inline __attribute__((always_inline)) Vector<T> by_image(Vector<T> v) {
+  if constexpr (Step == 1) return v;
+  return shuffle<kLanes<T>>(v, v, [](int i) { return i % (kLanes<T> / Step) * Step + i / (kLanes<T> / Step); });
 }
 
 // relu'(0) = 0, NaN stays.
