@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from plantops._cli.options import (
 )
 from plantops.planting.config import PlanterConfig
 from plantops.planting.experiment import Comparison, Experiment, Family
+from plantops.planting.zoo import ZooFamily, is_name
 from plantops.train.batches import Augment
 from plantops.train.data import DataParts, ImageData, load
 from plantops.train.ranks import local_rank
@@ -75,6 +77,28 @@ def family(options: NetworkOptions, data: ImageData) -> Family:
     return Family(data.num_classes, channels, height, options.fc_width, options.batch_norm)
 
 
+def names_teacher(options: PlantOptions) -> bool:
+    """Is ``--teacher`` the name of a network, not a folder?"""
+    return options.teacher is not None and is_name(options.teacher) and not Path(options.teacher).exists()
+
+
+def zoo(options: PlantOptions, data: ImageData) -> ZooFamily | None:
+    """The networks of ``--model`` and ``--teacher``; None without ``--model``.
+
+    Raises:
+        Mistake: options of the paper's networks, or epochs of 0, that do not go with it.
+    """
+    named = names_teacher(options)
+    if options.model is None:
+        if named:
+            raise Mistake(f"--teacher {options.teacher} goes with --model only; here it is the folder of a run.")
+        return None
+    if options.uniform:
+        raise Mistake("--uniform belongs to the paper's networks: leave it out with --model.")
+    teacher = options.teacher if named and options.teacher is not None else options.model
+    return ZooFamily(options.model, teacher, data.num_classes, tuple(data.shape))
+
+
 def widths(text: str, flag: str = "--widths") -> tuple[int, ...]:
     """``16,16,16,16,16``, or one number for all five layers."""
     numbers = integers(text, flag)
@@ -110,13 +134,17 @@ def channels(text: str) -> int | dict[str, int]:
 
 def experiment(options: PlantOptions, data: ImageData) -> Experiment:
     """Everything that ``plantops plant`` does with this data."""
+    networks = zoo(options, data)
+    untrained = networks is not None and options.initial_epochs == 0
     with mistakes():
         return Experiment(
-            family(options, data),
+            family(options, data) if networks is None else networks,
             (options.teacher_width,) * 5,
-            teacher_recipe(options, options),
+            None if networks is not None and options.teacher_epochs == 0 else teacher_recipe(options, options),
             (options.width,) * 5,
-            recipe(
+            None
+            if untrained
+            else recipe(
                 options, options, epochs=options.initial_epochs, lr=options.initial_lr, objective=options.initial_loss
             ),
             planter_config(options, data.device),
@@ -159,6 +187,7 @@ def planter_config(options: PlantOptions, device: torch.device) -> PlanterConfig
         **fields,
         channels_last=options.channels_last and (options.sweep == "loop" or device.type != "cpu"),
         channels=channels(options.channels),
+        sites=tuple(part.strip() for part in options.sites.split(",") if part.strip()),
         max_parameters=options.max_params,
         objective=options.loss,
     )

@@ -27,6 +27,8 @@ class EvaluateOptions:
     """Folder of a run, or of one of its networks."""
     network: str | None = None
     """Which network of the run (teacher, initial, planted, ...); default: the one that the run is about."""
+    model: str | None = None
+    """The package.module:factory that made the network, where it is not the paper's, torchvision's or timm's."""
     data_root: str | None = None
     """Folder with the official files of the data set."""
     device: str = "auto"
@@ -47,7 +49,7 @@ def evaluate(arguments: list[str]) -> int:
     network = find_network(options.run, options.network)
     device = build.choose_device(MachineOptions(device=options.device))
     test = _test_part(network, options.data_root, device)
-    model = network.build().to(device)
+    model = network.build(options.model).to(device)
     result = score(model, test)
     facts = {
         "network": network.name,

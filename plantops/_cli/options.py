@@ -87,11 +87,12 @@ class OptimizerOptions:
 @dataclass(frozen=True, kw_only=True)
 class TeacherOptions:
     teacher: str | None = None
-    """Run (or network folder) whose network teaches; without it a teacher is trained in this run."""
+    """Run (or network folder) whose network teaches; or, with --model, torchvision:NAME, timm:NAME or MODULE:FACTORY,
+    trained in this run. Without it a teacher is trained in this run."""
     teacher_width: int = 32
     """Width of the teacher that is trained here."""
     teacher_epochs: int = 40
-    """Its epochs."""
+    """Its epochs; 0 (with --model): it teaches as its factory makes it."""
     teacher_lr: float = 0.1
     """Its learning rate."""
 
@@ -100,10 +101,14 @@ class TeacherOptions:
 class PlantOptions(DataOptions, MachineOptions, NetworkOptions, OptimizerOptions, TeacherOptions):
     preset: Literal["default", "paper"] = "default"
     """Defaults for everything below: this package's, or the published procedure with nothing added."""
+    model: str | None = None
+    """Any network in the place of the paper's: torchvision:NAME, timm:NAME or package.module:factory."""
+    sites: str = ""
+    """Sites that may grow, as shell patterns between commas, as in 'layer3.*,layer4.*.conv1'; default: all."""
     width: int = 4
-    """Width of the initial network."""
+    """Width of the initial network (without --model)."""
     initial_epochs: int = 40
-    """Epochs of the initial network."""
+    """Epochs of the initial network; 0 (with --model): it grows as its factory makes it."""
     initial_lr: float = 0.1
     """Learning rate of the initial network."""
     initial_loss: Literal["ce", "kl"] = "ce"

@@ -134,7 +134,7 @@ def network_rows(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [
         {
             "network": record["name"],
-            "widths": " ".join(str(width) for width in record["widths"].values()),
+            "widths": _widths(record["widths"]),
             "parameters": record["parameters"],
             "MACs": record["macs"],
             "train loss": record["train_loss"],
@@ -152,7 +152,7 @@ def round_rows(rounds: list[dict[str, Any]]) -> list[dict[str, Any]]:
         {
             "round": row["round"],
             "grown": row["grown"] or "(initial)",
-            "widths": " ".join(str(width) for width in row["widths"].values()),
+            "widths": _widths(row["widths"]),
             "parameters": row["parameters"],
             "train loss": row["train_loss"],
             "val loss": row["val_loss"],
@@ -161,6 +161,12 @@ def round_rows(rounds: list[dict[str, Any]]) -> list[dict[str, Any]]:
         }
         for row in rounds
     ]
+
+
+def _widths(widths: dict[str, int]) -> str:
+    """Of few layers each, of many the sum."""
+    few = len(widths) <= 8
+    return " ".join(map(str, widths.values())) if few else f"{sum(widths.values())} in {len(widths)} layers"
 
 
 def percent(share: float | None) -> str:

@@ -32,7 +32,7 @@ def plant(arguments: list[str]) -> int:
         device = build.choose_device(options)
         parts = build.load_parts(options, options.seed, device)
         experiment = build.experiment(options, parts.train)
-        teacher = load_teacher(options, parts.train, device)
+        teacher = None if build.names_teacher(options) else load_teacher(options, parts.train, device, options.model)
         with mistakes():
             check_experiment(experiment, parts)
         return _carry_out(
@@ -99,8 +99,10 @@ def teacher(arguments: list[str]) -> int:
         )
 
 
-def load_teacher(options: TeacherOptions, train: ImageData, device: torch.device) -> nn.Module | None:
-    """The network of ``--teacher``, checked against the data.
+def load_teacher(
+    options: TeacherOptions, train: ImageData, device: torch.device, model: str | None = None
+) -> nn.Module | None:
+    """The network of ``--teacher``, checked against the data; ``model``: the user's own factory that may be run.
 
     Raises:
         Mistake, RunError: not there, damaged, other classes or another image shape.
@@ -115,7 +117,7 @@ def load_teacher(options: TeacherOptions, train: ImageData, device: torch.device
             f"{list(data['shape'])}), this run's data has {train.num_classes} classes, images {list(train.shape)}: "
             "give a teacher of the same data, or none to train one here."
         )
-    return network.build().to(device)
+    return network.build(model).to(device)
 
 
 def _carry_out(command: str, options: Any, device: torch.device, run: Run | None, work: Work) -> int:

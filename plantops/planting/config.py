@@ -19,7 +19,8 @@ class PlanterConfig:
 
     Attributes:
         channels: how many channels a candidate plants: one number for every site, or a number per layer name; layers
-            that are not named then do not grow.
+            that are not named then do not grow. Rounded up to whole groups where a site needs them.
+        sites: only sites of which a producer matches one of these shell patterns (``layer3.*``); none: all.
         epochs: how long each candidate trains.
         max_rounds: stop after so many rounds; None: no limit.
         max_parameters: a candidate that would have more parameters is not trained; None: no limit.
@@ -69,6 +70,7 @@ class PlanterConfig:
     sweep: str = "shared"
     sweep_memory: int = 4 << 30
     seed: int = 0
+    sites: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if isinstance(self.channels, Mapping):

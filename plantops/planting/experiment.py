@@ -15,12 +15,14 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.conv import _ConvNd
 
 from plantops.graph import trace
 from plantops.models import PlantingNet, count_macs, count_parameters
 from plantops.planting.config import PlanterConfig
 from plantops.planting.networks import NETWORKS, describe, save_network
 from plantops.planting.search import Planter, PlanterResult, wanted_growths
+from plantops.planting.zoo import ZooFamily
 from plantops.train.data import DataParts, ImageData
 from plantops.train.loop import Score, Trainer, evaluate, load_tensors
 from plantops.train.recipe import Recipe
@@ -74,13 +76,14 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Experiment:
-    """What ``run_experiment`` does. The teacher's ``recipe`` counts only where none is given."""
+    """What ``run_experiment`` does. The teacher's ``recipe`` counts only where none is given. Where a recipe is None,
+    the network is taken as its family makes it. A ``ZooFamily`` has widths of its own."""
 
-    family: Family
+    family: Family | ZooFamily
     teacher_widths: tuple[int, ...]
-    teacher: Recipe
+    teacher: Recipe | None
     initial_widths: tuple[int, ...]
-    initial: Recipe
+    initial: Recipe | None
     planter: PlanterConfig
     comparison: Comparison = field(default_factory=Comparison)
     seed: int = 0
@@ -119,14 +122,17 @@ class Stage:
     def train(
         self,
         model: nn.Module,
-        recipe: Recipe,
+        recipe: Recipe | None,
         *,
         phase: str,
         name: str,
         teacher: TeacherLogits | None = None,
     ) -> nn.Module:
-        """Train ``model`` in place and keep it as a finished network."""
+        """Train ``model`` in place (without a recipe: not at all) and keep it as a finished network."""
         model = model.to(self.parts.train.device)
+        if recipe is None:
+            self.entries.append(Entry(name, phase, model, None, 0, 0.0))
+            return model
         self.session.progress.stage(name, recipe.epochs)
 
         def make_trainer() -> Trainer:
@@ -169,12 +175,10 @@ class Stage:
         return records
 
     def _facts(self, entry: Entry) -> dict[str, Any]:
-        assert isinstance(entry.model, PlantingNet)
-        widths = describe(entry.model)["widths"]
         return {
             "role": entry.role,
             "name": entry.name,
-            "widths": {f"conv{layer}": width for layer, width in enumerate(widths, 1)},
+            "widths": _widths(entry.model),
             "parameters": count_parameters(entry.model),
             "macs": count_macs(entry.model, self.parts.train.shape),
             "loss": entry.loss,
@@ -185,6 +189,13 @@ class Stage:
         if self.session.run is not None:
             folder = self.session.run.path / NETWORKS / entry.name
             save_network(folder, entry.model, name=entry.name, role=entry.role, data=data_facts(self.parts.train))
+
+
+def _widths(model: nn.Module) -> dict[str, int]:
+    """Channels of every convolution, by its name."""
+    if isinstance(model, PlantingNet):
+        return {f"conv{layer}": width for layer, width in enumerate(describe(model)["widths"], 1)}
+    return {name: module.out_channels for name, module in model.named_modules() if isinstance(module, _ConvNd)}
 
 
 def data_facts(train: ImageData) -> dict[str, Any]:
@@ -220,7 +231,8 @@ def run_experiment(
         )
     else:
         stage.entries.append(Entry("teacher", "teacher", teacher.to(parts.train.device), None, None, 0.0))
-    logits = TeacherLogits(teacher, channels_last=experiment.initial.channels_last)
+    channels_last = (experiment.initial or experiment.comparison.recipe).channels_last
+    logits = TeacherLogits(teacher, channels_last=channels_last)
     initial = stage.train(
         family.build(experiment.initial_widths, seed, "initial"),
         experiment.initial,
@@ -229,7 +241,7 @@ def run_experiment(
         teacher=logits,
     )
     search = Planter(initial, logits, parts.train, parts.val, config, session=session).run()
-    path_epochs = experiment.initial.epochs + search.epochs
+    path_epochs = epochs_of(experiment.initial) + search.epochs
     _enter_planted(stage, search, path_epochs, config)
     comparison = experiment.comparison
     for width in comparison.widths:
@@ -238,7 +250,7 @@ def run_experiment(
             recipe = dataclasses.replace(recipe, epochs=path_epochs)
         name = f"uniform-{width}"
         stage.train(family.build([width] * 5, seed, name), recipe, phase="uniform", name=name, teacher=logits)
-    records = stage.finish(config.precision, experiment.initial.channels_last)
+    records = stage.finish(config.precision, channels_last)
     session.finish()
     return ExperimentResult({entry.name: entry.model for entry in stage.entries}, records, search)
 
@@ -254,7 +266,7 @@ def check_experiment(experiment: Experiment, parts: DataParts) -> None:
         experiment.family.build(widths, experiment.seed, "check")
     config = experiment.planter
     image = parts.train.normalise(parts.train.images[:2]).cpu()
-    wanted_growths(config.channels, trace(initial, (image,), grow_linear=config.grow_linear))
+    wanted_growths(config.channels, trace(initial, (image,), grow_linear=config.grow_linear), config.sites)
 
 
 def train_network(
@@ -293,16 +305,21 @@ def train_network(
     return ExperimentResult({entry.name: entry.model for entry in stage.entries}, records, None)
 
 
+def epochs_of(recipe: Recipe | None) -> int:
+    """Epochs of a training that there may be none of."""
+    return 0 if recipe is None else recipe.epochs
+
+
 def most_epochs(experiment: Experiment, trains_teacher: bool) -> int:
     """The epochs of the experiment if every round that is allowed is needed (one round where there is no limit)."""
     config = experiment.planter
     rounds = 1 if config.max_rounds is None else config.max_rounds
     sites = len(config.channels) if isinstance(config.channels, Mapping) else 5 + config.grow_linear
-    path = experiment.initial.epochs + rounds * config.epochs + config.finetune_epochs
+    path = epochs_of(experiment.initial) + rounds * config.epochs + config.finetune_epochs
     each = path if experiment.comparison.as_many_epochs else experiment.comparison.recipe.epochs
     return (
-        (experiment.teacher.epochs if trains_teacher else 0)
-        + experiment.initial.epochs
+        (epochs_of(experiment.teacher) if trains_teacher else 0)
+        + epochs_of(experiment.initial)
         + rounds * sites * config.epochs
         + config.finetune_epochs
         + len(experiment.comparison.widths) * each

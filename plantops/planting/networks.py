@@ -18,6 +18,8 @@ import safetensors.torch
 from torch import nn
 
 from plantops.models import PlantingNet
+from plantops.planting.state import fill, layer_widths
+from plantops.planting.zoo import LIBRARIES, SOURCE, make
 from plantops.train.files import RunError, atomic_write_bytes, atomic_write_text, explained
 
 FORMAT, VERSION = "plantops-network", 1
@@ -46,23 +48,43 @@ class Network:
         """What the network was trained on: name, shape, num_classes, fingerprint of the training part, mean, std."""
         return dict(self.structure["data"])
 
-    def build(self) -> PlantingNet:
+    @property
+    def made_by(self) -> str | None:
+        """What made a network that is no ``PlantingNet``, e.g. ``torchvision:resnet18``."""
+        return self.structure["arguments"].get("model")
+
+    def build(self, model: str | None = None) -> nn.Module:
         """The network with its weights, in ``eval()``.
 
+        Args:
+            model: the name of the factory that made it, if that is the user's own (``package.module:factory``): code
+                is run only when it is named here, not because a file names it.
+
         Raises:
-            RunError: weights that are missing, damaged or of another network.
+            RunError: weights that are missing, damaged or of another network; a factory that was not named.
         """
         path = self.folder / WEIGHTS
         with explained(path):
             content = path.read_bytes()
         if hashlib.sha256(content).hexdigest() != self.structure.get("sha256"):
             raise RunError(f"{path}: damaged, its SHA-256 is not the one in {STRUCTURE}. Restore it or train again.")
+        made_by = self.made_by
+        if made_by is not None and made_by.partition(":")[0] not in LIBRARIES and made_by != model:
+            raise RunError(
+                f"{self.folder}: made by {made_by}, which is run only if it is named: pass --model {made_by}."
+            )
         try:
-            model = PlantingNet(**self.structure["arguments"])
-            model.load_state_dict(safetensors.torch.load(content))
-        except (safetensors.SafetensorError, RuntimeError, TypeError, ValueError) as error:
+            tensors = safetensors.torch.load(content)
+            if made_by is None:
+                network: nn.Module = PlantingNet(**self.structure["arguments"])
+                network.load_state_dict(tensors)
+            else:
+                arguments = self.structure["arguments"]
+                network = make(made_by, arguments["num_classes"], arguments["shape"])
+                fill(network, self.structure["layers"], tensors)
+        except (safetensors.SafetensorError, RuntimeError, KeyError, TypeError, ValueError) as error:
             raise RunError(f"{path}: does not fit its {STRUCTURE} ({error}).") from error
-        return model.eval()
+        return network.eval()
 
 
 def describe(model: PlantingNet) -> dict[str, Any]:
@@ -84,26 +106,32 @@ def describe(model: PlantingNet) -> dict[str, Any]:
 def save_network(
     folder: str | os.PathLike[str], model: nn.Module, *, name: str, role: str, data: Mapping[str, Any]
 ) -> Path:
-    """Write a ``PlantingNet`` (merged, plain) to ``folder``; its description comes last, so it never lacks weights.
+    """Write a network (merged, plain) to ``folder``; its description comes last, so it never lacks weights.
+
+    Args:
+        model: a ``PlantingNet``, or what a ``ZooFamily`` made, grown or not.
 
     Raises:
-        TypeError: another kind of network; store its ``state_dict()`` yourself.
+        TypeError: another kind of network; store it with ``plantops.save``.
         RunError: the folder cannot be written.
     """
-    if not isinstance(model, PlantingNet):
-        raise TypeError(f"model must be a PlantingNet, got {type(model).__name__}: store its state_dict() instead")
+    source = vars(model).get(SOURCE)
+    if not isinstance(model, PlantingNet) and source is None:
+        raise TypeError(f"model must be a PlantingNet or made by name, got {type(model).__name__}: use plantops.save")
     folder = Path(folder)
     with explained(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in model.state_dict().items()}
+    # Copies: safetensors stores no memory that two names share.
+    tensors = {key: tensor.detach().cpu().contiguous().clone() for key, tensor in model.state_dict().items()}
     content = safetensors.torch.save(tensors)
     structure = {
         "format": FORMAT,
         "version": VERSION,
         "name": name,
         "role": role,
-        "class": "PlantingNet",
-        "arguments": describe(model),
+        "class": type(model).__qualname__,
+        "arguments": describe(model) if isinstance(model, PlantingNet) else source,
+        **({} if isinstance(model, PlantingNet) else {"layers": layer_widths(model)}),
         "data": dict(data),
         "sha256": hashlib.sha256(content).hexdigest(),
     }
@@ -142,9 +170,9 @@ def find_network(path: str | os.PathLike[str], name: str | None = None) -> Netwo
     raise RunError(f"{path} has no network {name!r}; it has {names}.")
 
 
-def load_network(path: str | os.PathLike[str], name: str | None = None) -> nn.Module:
-    """``find_network(path, name).build()``: a plain network in ``eval()``, with its weights."""
-    return find_network(path, name).build()
+def load_network(path: str | os.PathLike[str], name: str | None = None, model: str | None = None) -> nn.Module:
+    """``find_network(path, name).build(model)``: a plain network in ``eval()``, with its weights."""
+    return find_network(path, name).build(model)
 
 
 def _read(folder: Path) -> Network:

@@ -10,6 +10,7 @@ import copy
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
@@ -139,7 +140,7 @@ class Planter:
         )
         self._check_logits(model, first_images)
         self.initial = Student.of(copy.deepcopy(model), self.around)
-        wanted_growths(config.channels, self.initial.plan)
+        wanted_growths(config.channels, self.initial.plan, config.sites)
 
     def run(self) -> PlanterResult:
         """The whole search; continues where the session stopped."""
@@ -162,7 +163,7 @@ class Planter:
     def _round(self, state: _State) -> str | None:
         """Train every candidate and keep the winner; why the search ends when there is none."""
         round, session = len(state.rounds), self.around.session
-        growths = wanted_growths(self.config.channels, state.student.plan)
+        growths = wanted_growths(self.config.channels, state.student.plan, self.config.sites)
         limit = self.config.max_parameters
         affordable = [g for g in growths if limit is None or state.student.parameters_after(g) <= limit]
         if not affordable:
@@ -253,22 +254,32 @@ class Planter:
                 )
 
 
-def wanted_growths(channels: int | Mapping[str, int], plan: Plan) -> list[Growth]:
-    """The candidates of a round: every site, or those that ``channels`` names.
+def wanted_growths(channels: int | Mapping[str, int], plan: Plan, sites: Sequence[str] = ()) -> list[Growth]:
+    """The candidates of a round: every site, those that match a pattern of ``sites``, or those that ``channels`` names.
+
+    A pattern is a shell's (``layer3.*``) and matches the name of any producer. Channels are rounded up to a multiple of
+    ``site.multiple``.
 
     Raises:
-        ValueError: a name that is no site, with the reason; no site at all.
+        ValueError: a name that is no site, with the reason; no site at all; a pattern that matches none.
     """
     if not plan:
         raise ValueError(f"model must have a layer that can grow, got none:\n{plan}")
-    if isinstance(channels, int):
-        return [Growth(name, channels) for name in plan]
-    for name in channels:
-        if name not in plan:
-            reason = plan.refusals.get(name, f"no such layer; the layers that can grow are {', '.join(plan)}")
-            raise ValueError(f"channels: {name} cannot grow: {reason}")
-    wanted = {plan[name].name: count for name, count in channels.items()}
-    return [Growth(name, wanted[name]) for name in plan if name in wanted]
+    wanted = dict.fromkeys(plan, channels) if isinstance(channels, int) else {}
+    if isinstance(channels, Mapping):
+        for name in channels:
+            if name not in plan:
+                reason = plan.refusals.get(name, f"no such layer; the layers that can grow are {', '.join(plan)}")
+                raise ValueError(f"channels: {name} cannot grow: {reason}")
+        wanted = {plan[name].name: count for name, count in channels.items()}
+    matched = {name: [p for p in sites if any(fnmatchcase(one, p) for one in plan[name].producers)] for name in plan}
+    for pattern in sites:
+        if not any(pattern in patterns for patterns in matched.values()):
+            raise ValueError(f"sites: {pattern} matches no site; the sites are {', '.join(plan)}")
+    names = [name for name in plan if name in wanted and (not sites or matched[name])]
+    if not names:
+        raise ValueError(f"sites ({', '.join(sites)}) and channels ({', '.join(wanted)}) have no site in common")
+    return [Growth(name, -(-wanted[name] // plan[name].multiple) * plan[name].multiple) for name in names]
 
 
 def choose(candidates: Sequence[Candidate], loss: float, select: str) -> Candidate | None:

@@ -51,7 +51,7 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> Path:
         "version": _VERSION,
         "class": type(model).__qualname__,
         "sha256": hashlib.sha256(content).hexdigest(),
-        "layers": {name: _widths(module) for name, module in model.named_modules() if _widths(module)},
+        "layers": layer_widths(model),
     }
     atomic_write_bytes(folder / _WEIGHTS, content)
     atomic_write_text(folder / _STRUCTURE, json.dumps(structure, indent=1) + "\n")
@@ -75,17 +75,31 @@ def load(path: str | os.PathLike[str], factory: Callable[[], nn.Module]) -> nn.M
     folder = Path(path)
     structure, tensors = _read(folder)
     model = factory()
+    try:
+        fill(model, structure["layers"], tensors)
+    except RuntimeError as error:
+        raise ValueError(f"factory makes another model than the stored {structure['class']}: {error}") from error
+    return model
+
+
+def layer_widths(model: nn.Module) -> dict[str, dict[str, int]]:
+    """The widths of every layer that has tensors, by its name: what ``fill`` needs."""
+    return {name: _widths(module) for name, module in model.named_modules() if _widths(module)}
+
+
+def fill(model: nn.Module, layers: dict[str, dict[str, int]], tensors: dict[str, Tensor]) -> None:
+    """Widen the layers of ``model`` to ``layers`` and give it the stored ``tensors``.
+
+    Raises:
+        ValueError: a layer is missing or of another kind. RuntimeError: tensors are missing, or do not fit.
+    """
     modules = dict(model.named_modules())
-    for name, stored in structure["layers"].items():
+    for name, stored in layers.items():
         if name not in modules or _widths(modules[name]).keys() != stored.keys():
             found = type(modules[name]).__name__ if name in modules else "no such layer"
             raise ValueError(f"factory makes another model: {name} was stored with {stored}, it has {found}")
         _widen(modules[name], stored, {key: tensors.get(f"{name}.{key}") for key in _own(modules[name])})
-    try:
-        model.load_state_dict(tensors)
-    except RuntimeError as error:
-        raise ValueError(f"factory makes another model than the stored {structure['class']}: {error}") from error
-    return model
+    model.load_state_dict(tensors)
 
 
 def _widths(module: nn.Module) -> dict[str, int]:
