@@ -45,6 +45,9 @@ def check_command_line(out: Path) -> None:
     flags = ["--epochs", "1", "--teacher-epochs", "1", "--initial-epochs", "1", "--max-rounds", "1"]
     subprocess.run([command, "plant", "--data", "digits", "--out", out, *flags], check=True)
     assert (out / "report.html").stat().st_size > 10_000
+    few = ["--shape", "64x10", "--rounds", "2", "--no-compile", "--device", "cpu"]
+    subprocess.run([command, "bench", "losses", *few, "--out", out / "bench"], check=True)
+    assert (out / "bench" / "losses_cpu_both_eager.svg").stat().st_size > 1000
 
 
 if __name__ == "__main__":

@@ -7,19 +7,32 @@ Everything between ``<!-- results -->`` and ``<!-- /results -->`` is replaced.
 
 from __future__ import annotations
 
-import csv
+from collections.abc import Iterable
 from pathlib import Path
 
 from harness import RESULTS
 
+from plantops.bench.case import BACKWARD, BOTH
+from plantops.bench.record import read_csv
+from plantops.bench.runner import GREEN
+from plantops.bench.summary import results, summarise
+
 README = Path(__file__).parents[1] / "README.md"
 BEGIN, END = "<!-- results -->\n", "<!-- /results -->\n"
 Row = dict[str, str]
+Cases = dict[tuple[str, ...], dict[tuple[str, str], Row]]
+ON_GPU = (
+    "`planted_conv2d`, bf16 channels_last: 32x32x64, 16x16x128, 8x8x256 at batch 512; growth 1/16, 1/8, 1/4",
+    "`planted_conv2d`, bf16 channels_last: the 3x3 stages of ResNet-50 at batch 64; growth 1/16, 1/8, 1/4",
+    "`planted_conv2d`, bf16 channels_last: the paper's widths 8, 16, 32 with 4 and 8 channels at batch 128",
+    "`kl_div_logits`, 16384 rows of 4,096, 32,768, 131,072, and its value and gradient in one pass",
+    "`kl_div_logits`, `distillation_loss`, 128 to 4,096 rows of 10, 100, 1,000",
+    "the sweep over candidates",
+)
 
 
 def read(name: str) -> list[Row]:
-    with open(RESULTS / f"{name}.csv", newline="") as file:
-        return list(csv.DictReader(file))
+    return read_csv(RESULTS / f"{name}.csv")
 
 
 def markdown(header: list[str], rows: list[list[str]]) -> str:
@@ -28,58 +41,86 @@ def markdown(header: list[str], rows: list[list[str]]) -> str:
 
 
 def provenance(row: Row) -> str:
-    where = f"{row['cpu']}, {row['threads']} thread{'' if row['threads'] == '1' else 's'}"
+    where = f"{row.get('hardware') or row['cpu']}, {row['threads']} thread{'' if row['threads'] == '1' else 's'}"
+    if row.get("clock") == "processor":
+        where += " and its processor time"
     return f"{where}, torch {row['torch']}, commit {row['commit'][:7]}, {row['date'][:10]}"
 
 
-def convolution() -> str:
-    """planted_conv2d forward + backward beside its peers: the ratio to the better of the strongest ones."""
-    rows = read("planted_conv2d")
-    cases: dict[tuple[str, str], dict[str, Row]] = {}
+def by_case(rows: Iterable[Row], names: tuple[str, ...]) -> Cases:
+    """The timed rows of every case by direction and variant."""
+    cases: Cases = {}
     for row in rows:
-        cases.setdefault((row["shape"], row["input_grad"]), {})[row["variant"]] = row
-    body = [
-        [shape, grad, *(f"{float(found[v]['p50_ms']):.2f}" for v in ("auto", "split", "slice", "masked")),
-         f"{float(found['auto']['best_peer_over_this']):.2f}x", f"{float(found['auto']['masked_over_this']):.2f}x"]
-        for (shape, grad), found in cases.items()
-    ]  # fmt: skip
-    header = ["shape, batch 128", "input_grad", "plantops", "split + cat", "ATen slice", "masked"]
-    header += ["best peer / plantops", "masked / plantops"]
+        if row["status"] == GREEN:
+            cases.setdefault(tuple(row[name] for name in names), {})[row["direction"], row["variant"]] = row
+    return cases
+
+
+def milliseconds(row: Row | None) -> str:
+    return "-" if row is None else f"{float(row['p50_ms']):.4g}"
+
+
+def ratio(row: Row, name: str) -> str:
+    return f"{float(row[name]):.2f}x"
+
+
+def compiled(found: dict[tuple[str, str], Row]) -> Row | None:
+    """The fastest compiled peer, forward + backward."""
+    rows = [row for (direction, name), row in found.items() if direction == BOTH and name.endswith("compiled")]
+    return min(rows, key=lambda row: float(row["p50_ms"]), default=None)
+
+
+def convolution() -> str:
+    """planted_conv2d beside its peers: the ratio to the fastest of them all, and to masking, with the one by count."""
+    rows = read("planted_conv2d_cpu")
+    body = []
+    for (shape, grad), found in by_case(rows, ("shape", "input_grad")).items():
+        ours, alone = found[BOTH, "auto"], found[BACKWARD, "auto"]
+        peers = [milliseconds(found.get((BOTH, name))) for name in ("split + cat", "ATen slice", "masked")]
+        body.append(
+            [shape, grad, milliseconds(ours), *peers, milliseconds(compiled(found)),
+             ratio(ours, "best_peer_over_this"),
+             f"{ratio(ours, 'baseline_over_this')} ({ratio(ours, 'baseline_over_this_by_count')})",
+             ratio(alone, "best_peer_over_this")]
+        )  # fmt: skip
+    header = ["shape, batch 128", "input_grad", "plantops", "split + cat", "ATen slice", "masked", "fastest compiled"]
+    header += ["best peer / plantops", "masked / plantops (by counted work)", "best peer / plantops, backward alone"]
     return (
-        "`planted_conv2d`, forward + backward, float32, `out` and `in` blocks, milliseconds (medians); above 1x "
-        f"plantops is faster. {provenance(rows[0])}. Raw: `benchmarks/results/planted_conv2d.csv`.\n\n"
+        "`planted_conv2d` on a CPU, forward + backward, float32, `out` and `in` blocks, milliseconds (medians); above "
+        f"1x plantops is faster. {provenance(rows[0])}. Raw: `benchmarks/results/planted_conv2d_cpu.csv`.\n\n"
         + markdown(header, body)
     )
 
 
 def losses() -> str:
-    """The losses, forward + backward, beside eager torch and torch.compile."""
+    """The losses beside eager torch and torch.compile, and the share of the copy bandwidth that is reached."""
     rows = read("losses_cpu")
-    cases: dict[tuple[str, str, str], dict[str, Row]] = {}
-    for row in rows:
-        cases.setdefault((row["op"], f"{row['rows']} x {row['classes']}", row["dtype"]), {})[row["variant"]] = row
     body = []
-    for (op, shape, dtype), found in cases.items():
-        ours = float(found["native" if "native" in found else "value_and_grad"]["p50_ms"])
-        times = [float(found[v]["p50_ms"]) if v in found else None for v in ("eager", "compile")]
+    for (op, count, classes, dtype), found in by_case(rows, ("op", "rows", "classes", "dtype")).items():
+        ours, fused = found[BOTH, "auto"], found.get((BOTH, "value_and_grad auto"))
+        eager, fast = found[BOTH, "eager"], found.get((BOTH, "compiled"))
+        ratios = [f"{float(peer['p50_ms']) / float(ours['p50_ms']):.2f}x" if peer else "-" for peer in (eager, fast)]
         body.append(
-            [f"`{op}`", shape, dtype, f"{ours:.4g}", *("-" if t is None else f"{t:.4g}" for t in times),
-             *("-" if t is None else f"{t / ours:.2f}x" for t in times)]
+            [f"`{op}`", f"{count} x {classes}", dtype, milliseconds(ours), milliseconds(fused), milliseconds(eager),
+             milliseconds(fast), *ratios, f"{100 * float(ours['of_copy']):.0f} %"]
         )  # fmt: skip
-    header = [
-        "op",
-        "rows x classes",
-        "dtype",
-        "plantops",
-        "eager",
-        "torch.compile",
-        "eager / plantops",
-        "compile / plantops",
-    ]
+    header = ["op", "rows x classes", "dtype", "plantops", "value and gradient", "eager", "torch.compile"]
+    header += ["eager / plantops", "compile / plantops", "of copy bandwidth"]
     return (
-        f"Losses, forward + backward, milliseconds (medians). {provenance(rows[0])}. "
+        f"Losses on a CPU, forward + backward, milliseconds (medians). {provenance(rows[0])}. "
         "Raw: `benchmarks/results/losses_cpu.csv`.\n\n" + markdown(header, body)
     )
+
+
+def gpu() -> str:
+    """The summary of the results on CUDA, or that there are none."""
+    rows = [row for row in results(RESULTS) if row["device"] == "cuda"]
+    if not rows:
+        body = [[work, "not measured"] for work in ON_GPU]
+        return "On a GPU (`benchmarks/gpu.sh`):\n\n" + markdown(["work", "against its peers"], body)
+    lines = summarise(rows)
+    body = [[str(line[name]) for name in line] for line in lines]
+    return f"On a GPU, geometric means. {provenance(rows[0])}.\n\n" + markdown(list(lines[0]), body)
 
 
 def search() -> str:
@@ -103,7 +144,7 @@ def main() -> None:
     text = README.read_text()
     before, rest = text.split(BEGIN)
     after = rest.split(END)[1]
-    README.write_text(before + BEGIN + "\n".join(["", convolution(), losses(), search(), ""]) + END + after)
+    README.write_text(before + BEGIN + "\n".join(["", convolution(), losses(), gpu(), search(), ""]) + END + after)
 
 
 if __name__ == "__main__":
