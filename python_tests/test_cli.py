@@ -85,6 +85,16 @@ def test_train_with_a_regularizer(capsys: pytest.CaptureFixture[str]) -> None:
     )
 
 
+def test_distill_adversarial_trains_and_plants(capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--distill", "adversarial", "--discriminator-lr", "0.01"]
+    width = ["--widths", "2", "--epochs", "1", "--teacher-width", "4", "--teacher-epochs", "1"]
+    assert cli.main(["train", *QUICK, *width, *flags, "--schedule", "tenths", "--out", "t"]) == 0
+    assert cli.main(["plant", *QUICK, *SHORT, "--loss", "adversarial", "--out", "p"]) == 0
+    for run, lr in (("t", 0.01), ("p", 1e-3)):
+        config = json.loads((Path(run) / "config.json").read_text())["config"]
+        assert (config["loss"], config["discriminator_lr"]) == ("adversarial", lr)
+
+
 def test_evaluate_gives_what_the_run_recorded(planted: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lines = [json.loads(line) for line in (planted / "metrics.jsonl").read_text().splitlines()]
     for name in ("teacher", "planted"):

@@ -169,7 +169,18 @@ def planter_config(options: PlantOptions, device: torch.device) -> PlanterConfig
     A shared sweep on a CPU works on contiguous images, whatever the layout of the networks around it: its kernels for
     few channels are a third faster on them.
     """
-    same = ("epochs", "select", "grow_linear", "init", "temperature", "alpha", "lr", "optimizer", "momentum")
+    same = (
+        "epochs",
+        "select",
+        "grow_linear",
+        "init",
+        "temperature",
+        "alpha",
+        "discriminator_lr",
+        "lr",
+        "optimizer",
+        "momentum",
+    )
     more = (
         "weight_decay",
         "schedule",
@@ -225,6 +236,7 @@ def train_recipe(options: TrainOptions) -> Recipe:
             temperature=options.temperature,
             alpha=options.alpha,
             label_smoothing=options.label_smoothing,
+            discriminator_lr=options.discriminator_lr,
             regularizer=regularizer(options),
         )
 

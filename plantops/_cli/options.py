@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
+
+from plantops._cli.parse import alias
 
 Penalty = Literal[
     "l1",
@@ -74,8 +76,9 @@ class OptimizerOptions:
     """Of SGD."""
     weight_decay: float = 5e-4
     """Of what trains; frozen weights never decay."""
-    schedule: Literal["constant", "step", "cosine", "onecycle"] = "onecycle"
-    """Of the learning rate, over the steps of one training; step: times 0.2 after each third."""
+    schedule: Literal["constant", "step", "tenths", "cosine", "onecycle"] = "onecycle"
+    """Of the learning rate, over the steps of one training; step: times 0.2 after each third; tenths: times 0.1 after
+    2/5 and 4/5."""
     batch_size: int = 128
     """Images per optimizer step."""
     crop: int = 0
@@ -119,8 +122,10 @@ class PlantOptions(DataOptions, MachineOptions, NetworkOptions, OptimizerOptions
     """Epochs of every candidate in every round."""
     lr: float = 0.1
     """Learning rate of the planted blocks."""
-    loss: Literal["kl", "kd", "ce"] = "kl"
-    """What planted blocks minimise; kl is the method, kd mixes in the labels."""
+    loss: Annotated[Literal["kl", "kd", "ce", "adversarial"], alias("--distill")] = "kl"
+    """What planted blocks minimise; kl is the method, kd mixes in the labels, adversarial adds a discriminator."""
+    discriminator_lr: float = 1e-3
+    """Learning rate of the discriminator of adversarial."""
     temperature: float = 1.0
     """Of kl and kd."""
     alpha: float = 0.9
@@ -157,8 +162,10 @@ class PlantOptions(DataOptions, MachineOptions, NetworkOptions, OptimizerOptions
 class TrainOptions(DataOptions, MachineOptions, NetworkOptions, OptimizerOptions, TeacherOptions):
     widths: str = "16"
     """Channels of the five convolutions, as in 16,16,16,16,16; one number stands for all five."""
-    loss: Literal["ce", "kl", "kd"] = "ce"
-    """From the labels (ce), from a teacher (kl) or both (kd)."""
+    loss: Annotated[Literal["ce", "kl", "kd", "adversarial"], alias("--distill")] = "ce"
+    """From the labels (ce), from a teacher (kl), both (kd), or both against a discriminator (adversarial)."""
+    discriminator_lr: float = 1e-3
+    """Learning rate of the discriminator of adversarial."""
     epochs: int = 40
     """Passes over the training part."""
     lr: float = 0.1

@@ -54,6 +54,15 @@ def positional() -> Any:
     return tyro.conf.Positional
 
 
+def alias(flag: str) -> Any:
+    """The marker of an option that has a second flag; nothing where tyro is not installed."""
+    try:
+        import tyro
+    except ImportError:
+        return None
+    return tyro.conf.arg(aliases=(flag,))
+
+
 def resolve(kind: type[Options], command: str, arguments: Sequence[str]) -> Options:
     """Defaults of the data set, then those of the preset, then --config FILE, then the flags."""
     file, rest = take(arguments, CONFIG_FLAG)

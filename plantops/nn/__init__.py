@@ -1,5 +1,11 @@
 """Layers and losses for planting: drop-in modules with a frozen trunk and planted blocks that train."""
 
+from plantops.nn.adversarial import (
+    LogitDiscriminator,
+    adversarial_student_loss,
+    adversarial_terms,
+    discriminator_loss,
+)
 from plantops.nn.anyconv import PlantedConv
 from plantops.nn.channelwise import (
     PlantedBatchNorm3d,
@@ -18,6 +24,7 @@ __all__ = [
     "DistillationLoss",
     "GroupSparsity",
     "KLDivLogitsLoss",
+    "LogitDiscriminator",
     "PlantedBatchNorm1d",
     "PlantedBatchNorm2d",
     "PlantedBatchNorm3d",
@@ -28,4 +35,7 @@ __all__ = [
     "PlantedInstanceNorm",
     "PlantedLinear",
     "PlantedPReLU",
+    "adversarial_student_loss",
+    "adversarial_terms",
+    "discriminator_loss",
 ]

@@ -28,10 +28,10 @@ class PlanterConfig:
             with the largest decrease of it per added parameter. Either way it has to beat the network as it is.
         grow_linear: hidden linear layers may grow too.
         init: initialiser of planted blocks, as in ``plantops.plant``.
-        objective: what planted blocks minimise: ``kl`` (the method), ``kd`` or ``ce``.
-        temperature, alpha, lr, optimizer, momentum, weight_decay, schedule, batch_size, crop, flip, precision,
-            channels_last: of the candidates' training, as in ``plantops.train.recipe.Recipe``; ``crop`` and ``flip``
-            are its augmentation.
+        objective: what planted blocks minimise: ``kl`` (the method), ``kd``, ``ce`` or ``adversarial``.
+        temperature, alpha, discriminator_lr, lr, optimizer, momentum, weight_decay, schedule, batch_size, crop, flip,
+            precision, channels_last: of the candidates' training, as in ``plantops.train.recipe.Recipe``; ``crop`` and
+            ``flip`` are its augmentation.
         finetune_epochs: joint training of the whole network after the search; 0: none, as published.
         finetune_lr: its learning rate.
         sweep: how the candidates of a round are trained; ``shared``: together, in one pass over the data that
@@ -55,6 +55,7 @@ class PlanterConfig:
     objective: str = "kl"
     temperature: float = 1.0
     alpha: float = 0.9
+    discriminator_lr: float = 1e-3
     lr: float = 0.1
     optimizer: str = "sgd"
     momentum: float = 0.9
@@ -95,9 +96,11 @@ class PlanterConfig:
         """How candidates are trained; ``changes`` replace fields of it. Raises ValueError as ``Recipe`` does."""
         fields: dict[str, Any] = {
             name: getattr(self, name)
-            for name in ("epochs", "objective", "temperature", "alpha", "lr", "optimizer", "momentum", "weight_decay")
+            for name in ("epochs", "objective", "temperature", "alpha", "discriminator_lr", "lr", "optimizer")
         }
         fields.update(
+            momentum=self.momentum,
+            weight_decay=self.weight_decay,
             schedule=self.schedule,
             batch_size=self.batch_size,
             augment=Augment(self.crop, self.flip),

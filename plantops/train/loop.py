@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from plantops.nn import GroupSparsity
+from plantops.train.adversarial import Adversarial
 from plantops.train.batches import Batch, batch_count, epoch_batches, eval_batches
 from plantops.train.data import ImageData
 from plantops.train.objectives import full_precision, make_objective, make_optimizer
@@ -95,14 +96,14 @@ def evaluate(model: nn.Module, data: ImageData, *, precision: str = "float32", c
 class Learner:
     """Parameters in training: objective, optimizer and loss scaling, whoever computes the logits.
 
-    ``regularizer``: a term that is added to the objective.
+    ``regularizer``: a term that is added to the objective; ``seed``: of what the objective draws.
     """
 
     def __init__(
-        self, recipe: Recipe, parameters: list[nn.Parameter], regularizer: GroupSparsity | None = None
+        self, recipe: Recipe, parameters: list[nn.Parameter], regularizer: GroupSparsity | None = None, seed: int = 0
     ) -> None:
-        self._device, self._precision = parameters[0].device, recipe.precision
-        self._objective = make_objective(recipe)
+        self._device, self._precision, self._lr = parameters[0].device, recipe.precision, recipe.lr
+        self._objective = make_objective(recipe, seed)
         self._regularizer = regularizer
         self._optimizer = make_optimizer(recipe, parameters)
         self._scaler = torch.amp.GradScaler(self._device.type, enabled=recipe.precision == "fp16")
@@ -124,6 +125,8 @@ class Learner:
         """A step at learning rate ``lr`` begins: no gradient yet."""
         for group in self._optimizer.param_groups:
             group["lr"] = lr
+        if isinstance(self._objective, Adversarial):
+            self._objective.pace(lr / self._lr)
         self._optimizer.zero_grad(set_to_none=True)
 
     def learn(self, forward: Callable[[], Tensor], labels: Tensor, teacher_logits: Tensor | None, tally: Tally) -> None:
@@ -142,10 +145,13 @@ class Learner:
 
     def state(self) -> dict[str, Any]:
         """Everything but the parameters that changes, loadable with ``weights_only=True``."""
-        return {"optimizer": self._optimizer.state_dict(), "scaler": self._scaler.state_dict()}
+        state = {"optimizer": self._optimizer.state_dict(), "scaler": self._scaler.state_dict()}
+        return {**state, "objective": self._objective.state()} if isinstance(self._objective, Adversarial) else state
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Put back what ``state`` was."""
+        if isinstance(self._objective, Adversarial):
+            self._objective.load(state["objective"])
         self._optimizer.load_state_dict(dict(state["optimizer"]))
         self._scaler.load_state_dict(dict(state["scaler"]))
 
@@ -244,7 +250,7 @@ class Trainer:
         self._val = val if val is not None and len(val) else None
         self._names = names
         regularizer = None if recipe.regularizer is None else recipe.regularizer.of(model)
-        self._learner = Learner(recipe, parameters, regularizer)
+        self._learner = Learner(recipe, parameters, regularizer, seed)
         self._feed = Feed(train, recipe, teacher, seed=seed, keys=keys, batch_done=batch_done)
 
     @property

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from plantops import functional
+from plantops.train.adversarial import Adversarial
 from plantops.train.recipe import Recipe
 
 Objective = Callable[[Tensor, Tensor, Tensor | None, Callable[[Tensor], Tensor]], Tensor]
@@ -16,8 +17,10 @@ Objective = Callable[[Tensor, Tensor, Tensor | None, Callable[[Tensor], Tensor]]
 returns the unscaled loss, without a graph and without waiting for the device."""
 
 
-def make_objective(recipe: Recipe) -> Objective:
-    """The objective that ``recipe`` names."""
+def make_objective(recipe: Recipe, seed: int = 0) -> Objective:
+    """The objective that ``recipe`` names; ``seed``: of what it draws."""
+    if recipe.objective == "adversarial":
+        return Adversarial(recipe.discriminator_lr, seed)
     if recipe.objective == "ce":
         return _cross_entropy(recipe.label_smoothing)
     if recipe.objective == "kl":

@@ -12,7 +12,7 @@ from plantops.ops.group_sparsity import GROUPS, PENALTIES
 from plantops.train.batches import Augment
 from plantops.train.schedule import SCHEDULES
 
-OBJECTIVES = ("ce", "kl", "kd")
+OBJECTIVES = ("ce", "kl", "kd", "adversarial")
 OPTIMIZERS = ("sgd", "adamw")
 PRECISIONS = ("float32", "bf16", "fp16")
 
@@ -48,13 +48,15 @@ class Recipe:
     Attributes:
         epochs: passes over the training part.
         objective: ``ce`` cross entropy with the labels, ``kl`` KL(teacher || student) without labels,
-            ``kd`` ``alpha T^2 KL + (1 - alpha) CE``.
+            ``kd`` ``alpha T^2 KL + (1 - alpha) CE``, ``adversarial`` against a discriminator of logits (labels and
+            teacher, see ``plantops.nn.adversarial_student_loss``).
         lr, optimizer, momentum, weight_decay, schedule: ``sgd`` is with Nesterov momentum (none where momentum is 0);
             ``adamw`` ignores momentum. The schedule runs over the optimizer steps of the whole training.
         batch_size: samples per optimizer step; the last batch of an epoch may be smaller.
         temperature: T of ``kl`` and ``kd``.
         alpha: weight of the teacher in ``kd``.
         label_smoothing: of ``ce`` and ``kd``.
+        discriminator_lr: learning rate of the discriminator of ``adversarial``; it follows the schedule.
         regularizer: added to the objective; None: nothing.
         augment: random crop and flip.
         precision: ``float32``, or autocast to ``bf16`` or (on CUDA, with loss scaling) ``fp16``.
@@ -75,6 +77,7 @@ class Recipe:
     temperature: float = 1.0
     alpha: float = 0.9
     label_smoothing: float = 0.0
+    discriminator_lr: float = 1e-3
     regularizer: Regularizer | None = None
     augment: Augment = field(default_factory=Augment)
     precision: str = "float32"
@@ -90,6 +93,7 @@ class Recipe:
         check_range("lr", self.lr, self.lr > 0, "above 0")
         check_range("momentum", self.momentum, 0 <= self.momentum < 1, "from 0 to below 1")
         check_range("weight_decay", self.weight_decay, self.weight_decay >= 0, "0 or more")
+        check_range("discriminator_lr", self.discriminator_lr, self.discriminator_lr > 0, "above 0")
         check_range("temperature", self.temperature, self.temperature > 0, "above 0")
         check_range("alpha", self.alpha, 0 <= self.alpha <= 1, "from 0 to 1")
         check_range("label_smoothing", self.label_smoothing, 0 <= self.label_smoothing < 1, "from 0 to below 1")

@@ -79,7 +79,7 @@ def test_schedule_errors() -> None:
     ("field", "value", "text"),
     [
         ("epochs", 0, "epochs must be an integer of at least 1, got 0"),
-        ("objective", "mse", "objective must be one of ce, kl, kd, got 'mse'"),
+        ("objective", "mse", "objective must be one of ce, kl, kd, adversarial, got 'mse'"),
         ("lr", 0.0, "lr must be above 0, got 0.0"),
         ("lr", float("nan"), "lr must be above 0, got nan"),
         ("momentum", 1.0, "momentum must be from 0 to below 1, got 1.0"),

@@ -169,6 +169,7 @@ def _share(around: Surroundings, round: int, forward: Forward, owner: int, group
             around.val,
             store.of(around.val, 1 if again else None, recipe.channels_last),
             store.close,
+            config.seed,
         )
 
     labels = [{"round": round, "site": plan.growth.site} for plan in group]

@@ -50,6 +50,7 @@ class SweepTrainer:
         features: the trunk's values for a training batch; ``val_features``: for a held-out batch.
         val: the held-out part, or None.
         close: gives back what ``features`` holds.
+        seed: of what the objective draws.
     """
 
     def __init__(
@@ -61,13 +62,16 @@ class SweepTrainer:
         val: ImageData | None,
         val_features: Features,
         close: Callable[[], None],
+        seed: int = 0,
     ) -> None:
         self.members, self.recipe, self.epoch = members, recipe, 0
         self._feed, self._features, self._close = feed, features, close
-        # One optimizer steps for all. With loss scaling one network's overflow must not stop the others.
-        groups = [[member] for member in members] if recipe.precision == "fp16" else [members]
+        # One optimizer steps for all. With loss scaling one network's overflow must not stop the others, and each has a
+        # discriminator of its own.
+        alone = recipe.precision == "fp16" or recipe.objective == "adversarial"
+        groups = [[member] for member in members] if alone else [members]
         self._learners = [
-            Learner(recipe, [p for m in group for p in planted_parameters(m.planted)]) for group in groups
+            Learner(recipe, [p for m in group for p in planted_parameters(m.planted)], seed=seed) for group in groups
         ]
         self._val, self._val_features = val if val is not None and len(val) else None, val_features
 
