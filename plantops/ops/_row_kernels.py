@@ -31,6 +31,7 @@ class RowConfig:
 # The widest rows of a class, with the number of warps; a block is the power of two above the width.
 WHOLE_ROWS = ((1024, 4), (4096, 8))
 ELEMENTS = 1024  # of one program, for narrow rows
+SUMMED_AT_ONCE = 8192  # losses: few iterations for the one program that adds them
 STREAMED = RowConfig(rows=1, block=2048, num_warps=8)
 
 
@@ -107,7 +108,9 @@ def sum_kernel(partial_ptr, loss_ptr, count, scale: tl.float64, COMPUTE: tl.cons
 def fixed_order_sum(partial: Tensor, scale: float) -> Tensor:
     """scale * partial.sum(), bit for bit the same each time."""
     loss = partial.new_empty(())
-    block = min(1024, max(16, _triton.power_of_two(partial.numel())))
-    _triton.launch(sum_kernel, (1,), partial, loss, partial.numel(), scale,
-                   COMPUTE=triton_dtype(partial.dtype), BLOCK=block)  # fmt: skip
+    block = min(SUMMED_AT_ONCE, max(16, _triton.power_of_two(partial.numel())))
+    _triton.launch(
+        sum_kernel, (1,), partial, loss, partial.numel(), scale, COMPUTE=triton_dtype(partial.dtype), BLOCK=block,
+        num_warps=8 if block > ELEMENTS else 4,
+    )  # fmt: skip
     return loss
