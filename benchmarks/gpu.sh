@@ -9,7 +9,7 @@
 #   sanitize          compute-sanitizer memcheck and racecheck over small cases
 #   tune              the table that impl="auto" follows on this card: DIR/tuned/, which later stages read
 #   bench-losses      the losses beside eager, torch.compile and liger-kernel
-#   bench-conv        planted_conv2d beside its peers; three stages: bench-conv-cifar, -resnet50, -paper
+#   bench-conv        planted_conv2d beside its peers; four stages: bench-conv-cifar, -resnet50, -paper4, -paper8
 #   bench-sweep       a step of the sweep over candidates beside loops over them
 #   summary           what the CSV files in DIR say
 #   all               everything above
@@ -43,11 +43,11 @@ while (($#)); do
       usage
       exit 0
       ;;
-    build | test | sanitize | bench-losses | bench-conv-cifar | bench-conv-resnet50 | bench-conv-paper | bench-sweep | tune | summary)
+    build | test | sanitize | bench-losses | bench-conv-cifar | bench-conv-resnet50 | bench-conv-paper4 | bench-conv-paper8 | bench-sweep | tune | summary)
       stages+=("$1")
       ;;
-    bench-conv) stages+=(bench-conv-cifar bench-conv-resnet50 bench-conv-paper) ;;
-    all) stages+=(build test sanitize tune bench-losses bench-conv-cifar bench-conv-resnet50 bench-conv-paper bench-sweep summary) ;;
+    bench-conv) stages+=(bench-conv-cifar bench-conv-resnet50 bench-conv-paper4 bench-conv-paper8) ;;
+    all) stages+=(build test sanitize tune bench-losses bench-conv-cifar bench-conv-resnet50 bench-conv-paper4 bench-conv-paper8 bench-sweep summary) ;;
     *) mistake "no stage or option '$1'" ;;
   esac
   shift
@@ -121,7 +121,10 @@ perform() {
       ;;
     tune) run 590 "$python" -m plantops.cli bench losses planted_conv2d --full --device cuda --tune "$out/tuned" ;;
     bench-losses) bench 590 losses --full ;;
-    bench-conv-*) bench 590 planted_conv2d --full --append --only " ${1#bench-conv-} " ;;
+    bench-conv-cifar) bench 590 planted_conv2d --full --append --only ' cifar ' ;;
+    bench-conv-resnet50) bench 590 planted_conv2d --full --append --only ' resnet50 ' ;;
+    bench-conv-paper4) bench 590 planted_conv2d --full --append --only ' paper + 4 ' ;;
+    bench-conv-paper8) bench 590 planted_conv2d --full --append --only ' paper + 8 ' ;;
     bench-sweep) sweep ;;
     summary) run 60 "$python" -m plantops.cli bench --summary "$out" ;;
   esac

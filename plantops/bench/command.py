@@ -110,7 +110,7 @@ def settings_of(options: argparse.Namespace) -> Settings:
         device=_device(options.device),
         dtype=getattr(torch, options.dtype) if options.dtype else None,
         rounds=options.rounds,
-        compiled=not options.no_compile,
+        compiled=not (options.no_compile or options.tune),
         impls=impls,
         processor_time=options.busy,
         size="small" if options.small else "full" if options.full else "quick",

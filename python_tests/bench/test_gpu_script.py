@@ -1,18 +1,22 @@
 """benchmarks/gpu.sh on a machine without a GPU: what it would run, and the stages that need none."""
 
 import os
+import shlex
 import subprocess
 import sys
 import tarfile
 from pathlib import Path
 
+import torch
+
 import plantops
-from plantops.bench import command
+from plantops.bench import command, planted_conv2d
+from plantops.bench.runner import Settings
 
 ROOT = Path(plantops.__file__).parents[1]
 STAGES = [
-    "build", "test", "sanitize", "tune", "bench-losses", "bench-conv-cifar", "bench-conv-resnet50", "bench-conv-paper",
-    "bench-sweep", "summary",
+    "build", "test", "sanitize", "tune", "bench-losses", "bench-conv-cifar", "bench-conv-resnet50", "bench-conv-paper4",
+    "bench-conv-paper8", "bench-sweep", "summary",
 ]  # fmt: skip
 
 
@@ -47,10 +51,11 @@ def test_a_dry_run_prints_every_stage_with_a_limit_under_ten_minutes(tmp_path: P
 def test_the_options_it_passes_exist(tmp_path: Path):
     result = gpu("--dry-run", "--out", str(tmp_path), "bench-conv", "bench-losses", "tune", "summary", "sanitize")
     lines = [line.split("plantops.cli bench ", 1)[1] for line in result.stdout.splitlines() if "cli bench" in line]
-    assert len(lines) == 8
-    for line in lines:
-        words = [word.replace("\\,", ",") for word in line.replace("\\ ", " ").split()]
-        command.parser().parse_args(words)
+    assert len(lines) == 9
+    texts = [command.parser().parse_args(shlex.split(line)).only for line in lines]
+    cases = planted_conv2d.cases(Settings(torch.device("cuda", 0), size="full"))
+    parts = [{case.name for case in cases if text in case.name} for text in texts if text]
+    assert sum(map(len, parts)) == len(set().union(*parts)) == len(cases)  # each case in one stage
 
 
 def test_a_stage_or_option_that_does_not_exist():
