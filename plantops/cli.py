@@ -15,6 +15,7 @@ usage: plantops COMMAND [OPTIONS]        (plantops COMMAND --help shows the opti
   plant      grow a network by channel planting: teacher, initial network, search, report
   train      train one network with widths of your own, by cross entropy or from a teacher
   teacher    train a teacher
+  prune      remove the filters that a run's network can do without, and fine-tune what is left
   evaluate   test loss, accuracy and cost of a run's network
   report     write a run's report.html again
   bench      measure the ops beside their peers on this machine

@@ -95,6 +95,25 @@ def test_distill_adversarial_trains_and_plants(capsys: pytest.CaptureFixture[str
         assert (config["loss"], config["discriminator_lr"]) == ("adversarial", lr)
 
 
+def test_prune_meets_its_budget_and_says_what_it_is_worth(planted: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--network", str(planted), "--max-params", "2000", "--finetune-epochs", "1", "--samples", "200"]
+    assert cli.main(["prune", *QUICK, *flags, "--out", "q"]) == 0
+    said = capsys.readouterr().out
+    assert "One forward of 64 images" in said
+    lines = [json.loads(line) for line in Path("q/metrics.jsonl").read_text().splitlines()]
+    networks = {line["name"]: line for line in lines if line.get("kind") == "network"}
+    assert list(networks) == ["initial", "pruned", "finetuned"]
+    assert networks["finetuned"]["parameters"] == networks["pruned"]["parameters"] <= 2000
+    assert networks["initial"]["parameters"] > 2000
+    assert sum(1 for line in lines if line.get("kind") == "epoch") == 1
+    steps = [line for line in lines if line.get("kind") == "prune"]
+    assert steps[-1]["parameters"] == networks["pruned"]["parameters"]
+    pruned = load_network("q", "pruned")
+    assert sum(parameter.numel() for parameter in pruned.parameters()) == networks["pruned"]["parameters"]
+    assert "say how far to prune" in one_line(["prune", *QUICK, "--network", str(planted)], capsys)
+    assert "give the run whose network" in one_line(["prune", *QUICK, "--max-params", "9"], capsys)
+
+
 def test_evaluate_gives_what_the_run_recorded(planted: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lines = [json.loads(line) for line in (planted / "metrics.jsonl").read_text().splitlines()]
     for name in ("teacher", "planted"):

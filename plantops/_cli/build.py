@@ -14,6 +14,7 @@ from plantops._cli.options import (
     NetworkOptions,
     OptimizerOptions,
     PlantOptions,
+    PruneOptions,
     TeacherOptions,
     TeacherRunOptions,
     TrainOptions,
@@ -247,6 +248,20 @@ def regularizer(options: TrainOptions) -> Regularizer | None:
         return None
     return Regularizer(
         options.regularizer, options.regularizer_groups, options.regularizer_strength, options.regularizer_mix
+    )
+
+
+def prune_recipe(options: PruneOptions) -> Recipe:
+    """The fine-tuning of ``plantops prune``."""
+    return recipe(
+        options,
+        options,
+        epochs=options.finetune_epochs,
+        lr=options.lr,
+        objective=options.loss,
+        temperature=options.temperature,
+        alpha=options.alpha,
+        discriminator_lr=options.discriminator_lr,
     )
 
 

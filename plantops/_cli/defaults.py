@@ -80,6 +80,8 @@ def for_command(command: str, data: str, preset: str = "default") -> dict[str, A
     known = {**for_data(data), **PRESETS[preset]}
     if command == "teacher":
         renamed = {"width": "teacher_width", "epochs": "teacher_epochs", "lr": "teacher_lr"}
+    elif command == "prune":
+        return {name: value for name, value in known.items() if name != "lr"}  # that of planted blocks
     elif command == "train":
         renamed = {"epochs": "initial_epochs", "lr": "initial_lr"}
     else:

@@ -11,6 +11,7 @@ COMMANDS = {
     "plant": "training",
     "train": "training",
     "teacher": "training",
+    "prune": "pruning",
     "evaluate": "looking",
     "report": "looking",
     "bench": "commands",

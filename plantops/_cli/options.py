@@ -196,3 +196,39 @@ class TeacherRunOptions(DataOptions, MachineOptions, NetworkOptions, OptimizerOp
     """Learning rate."""
     label_smoothing: float = 0.0
     """Of the cross entropy."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PruneOptions(DataOptions, MachineOptions, OptimizerOptions):
+    network: str = ""
+    """Run (or network folder) whose network is pruned."""
+    model: str | None = None
+    """The network's factory, where it is your own: package.module:factory."""
+    max_params: int | None = None
+    """Prune until there are no more parameters than this."""
+    max_macs: int | None = None
+    """Prune until one image costs no more multiply-accumulates than this."""
+    max_loss_increase: float | None = None
+    """Prune as long as the loss on the samples, before fine-tuning, stays within this of what it was."""
+    criterion: Literal["loss", "loss_per_parameter", "loss_per_mac", "magnitude"] = "loss"
+    """What goes first: what the loss minds least (over what it saves), or the smallest filters."""
+    share: float = 0.1
+    """Share of the filters to remove before they are scored again."""
+    multiple_of: int = 1
+    """Widths become multiples of this."""
+    samples: int = 1024
+    """Training images that filters are scored on."""
+    teacher: str | None = None
+    """Run whose network teaches the fine-tuning; default: the network before it was pruned."""
+    finetune_epochs: int = 0
+    """Epochs of training what is left."""
+    lr: float = 0.01
+    """Its learning rate."""
+    loss: Annotated[Literal["ce", "kl", "kd", "adversarial"], alias("--distill")] = "kd"
+    """What it minimises."""
+    temperature: float = 1.0
+    """Of kl and kd."""
+    alpha: float = 0.9
+    """Weight of the teacher in kd."""
+    discriminator_lr: float = 1e-3
+    """Learning rate of the discriminator of adversarial."""

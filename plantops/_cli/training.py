@@ -35,7 +35,7 @@ def plant(arguments: list[str]) -> int:
         teacher = None if build.names_teacher(options) else load_teacher(options, parts.train, device, options.model)
         with mistakes():
             check_experiment(experiment, parts)
-        return _carry_out(
+        return carry_out(
             "plant", options, device, run, lambda session: run_experiment(experiment, parts, session, teacher)
         )
 
@@ -75,7 +75,7 @@ def _train(options: TrainOptions, run: Run | None) -> int:
             teacher_network=own_teacher,
         )
 
-    return _carry_out("train", options, device, run, work)
+    return carry_out("train", options, device, run, work)
 
 
 def teacher(arguments: list[str]) -> int:
@@ -88,7 +88,7 @@ def teacher(arguments: list[str]) -> int:
         widths = (options.width,) * 5
         with mistakes():
             family.build(widths, options.seed, "check")
-        return _carry_out(
+        return carry_out(
             "teacher",
             options,
             device,
@@ -100,9 +100,15 @@ def teacher(arguments: list[str]) -> int:
 
 
 def load_teacher(
-    options: TeacherOptions, train: ImageData, device: torch.device, model: str | None = None
+    options: TeacherOptions,
+    train: ImageData,
+    device: torch.device,
+    model: str | None = None,
+    flag: str = "--teacher",
 ) -> nn.Module | None:
-    """The network of ``--teacher``, checked against the data; ``model``: the user's own factory that may be run.
+    """The network of ``--teacher``, checked against the data.
+
+    ``model``: the user's own factory that may be run; ``flag``: what the option is called.
 
     Raises:
         Mistake, RunError: not there, damaged, other classes or another image shape.
@@ -113,14 +119,14 @@ def load_teacher(
     data = network.data
     if (data["num_classes"], tuple(data["shape"])) != (train.num_classes, train.shape):
         raise Mistake(
-            f"--teacher {options.teacher} was trained on {data['name']} ({data['num_classes']} classes, images "
+            f"{flag} {options.teacher} was trained on {data['name']} ({data['num_classes']} classes, images "
             f"{list(data['shape'])}), this run's data has {train.num_classes} classes, images {list(train.shape)}: "
-            "give a teacher of the same data, or none to train one here."
+            "give a network of the same data."
         )
     return network.build(model).to(device)
 
 
-def _carry_out(command: str, options: Any, device: torch.device, run: Run | None, work: Work) -> int:
+def carry_out(command: str, options: Any, device: torch.device, run: Run | None, work: Work) -> int:
     """Folder, session, the work itself, tables and report."""
     ranks = ranks_of_environment()
     if ranks is not None and ranks.rank > 0:

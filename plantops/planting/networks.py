@@ -24,7 +24,7 @@ from plantops.train.files import RunError, atomic_write_bytes, atomic_write_text
 
 FORMAT, VERSION = "plantops-network", 1
 WEIGHTS, STRUCTURE, NETWORKS = "model.safetensors", "structure.json", "networks"
-BEST_FIRST = ("finetuned", "planted", "uniform", "teacher", "initial")
+BEST_FIRST = ("finetuned", "pruned", "planted", "uniform", "teacher", "initial")
 """Which network of a run is meant when none is named."""
 
 

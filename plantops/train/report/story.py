@@ -11,7 +11,7 @@ from plantops.train.run import RunRecord, read_run
 
 Record = Mapping[str, Any]
 
-OWN_PATH = ("initial", "planted", "finetuned")
+OWN_PATH = ("initial", "planted", "pruned", "finetuned")
 """Roles of networks on the planted network's own path."""
 
 
