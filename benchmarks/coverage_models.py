@@ -6,6 +6,14 @@ planting keeps the outputs, one training step moves planted blocks alone, and th
 
     python benchmarks/coverage_models.py --sites 0 --out benchmarks/results/coverage_models.csv
 
+With ``--compare`` each model is instead changed once as a whole, in float32: by plantops, which grows all its sites
+together (``plantops.trace`` refuses what then does not keep the outputs, or does not merge to equal ones), and by
+Torch-Pruning 1.6.1 at its defaults (``BasePruner``, half of the channels, magnitudes, the classifier left out), after
+which the forward has to run.
+
+    pip install 'plantops[bench]' timm
+    python benchmarks/coverage_models.py --compare --out benchmarks/results/coverage_compared.csv
+
 A row is written as soon as its model is done; models that the file has already are left out.
 """
 
@@ -21,9 +29,14 @@ from typing import Any
 import torch
 from torch import nn
 
+import plantops
 from plantops.graph import trace
 from plantops.planting import verify
 
+COMPARED = (
+    "library", "model", "input", "layers", "sites", "grown_layers", "trace_seconds", "verified_seconds",
+    "plantops_failure", "pruned_layers", "prune_failure", "torch", "library_version", "torch_pruning", "date",
+)  # fmt: skip
 COLUMNS = (
     "library", "model", "input", "traced", "sites", "grown_layers", "refused_layers", "tried", "failed",
     "trace_seconds", "first_failure", "refusals", "torch", "library_version", "date",
@@ -121,13 +134,77 @@ def row(library: str, name: str, wanted: int) -> dict[str, Any]:
     }
 
 
+def compared(library: str, name: str) -> dict[str, Any]:
+    """One model grown at all its sites by plantops, and pruned once by Torch-Pruning."""
+    torch.manual_seed(0)
+    model, side = {"torchvision": torchvision_model, "timm": timm_model}[library](name)
+    model = disturbed(model).eval()
+    x = torch.randn(2, 3, side, side)
+    result: dict[str, Any] = {
+        "library": library,
+        "model": name,
+        "input": side,
+        "layers": len(_layers(model)),
+        "torch": torch.__version__,
+        "library_version": importlib.metadata.version(library),
+        "torch_pruning": importlib.metadata.version("torch-pruning"),
+        "date": datetime.date.today().isoformat(),
+    }
+    start = time.process_time()
+    plantops.trace(model, x, grow_linear=True, verify=False)
+    traced = time.process_time()
+    plan = plantops.trace(model, x, grow_linear=True)
+    result["trace_seconds"] = round(traced - start, 2)
+    result["verified_seconds"] = round(time.process_time() - traced, 2)
+    result["sites"], result["grown_layers"] = len(plan), sum(len(site.producers) for site in plan.values())
+    failed = [f"{layer}: {reason}" for layer, reason in plan.refusals.items() if reason.startswith("verification")]
+    failed += [] if plan else [f"no site: {next(iter(plan.refusals.values()))}"]
+    result["plantops_failure"] = failed[0] if failed else ""
+    try:
+        result["pruned_layers"], result["prune_failure"] = _pruned(model, x), ""
+    except Exception as error:
+        result["pruned_layers"], result["prune_failure"] = 0, f"{type(error).__name__}: {error}".split("\n")[0]
+    return result
+
+
+def _layers(model: nn.Module) -> dict[str, int]:
+    """The outputs of every convolution and linear layer."""
+    widths = {name: getattr(m, "out_channels", getattr(m, "out_features", None)) for name, m in model.named_modules()}
+    kinds = (nn.modules.conv._ConvNd, nn.Linear)
+    return {name: widths[name] for name, m in model.named_modules() if isinstance(m, kinds)}
+
+
+def _pruned(model: nn.Module, x: torch.Tensor) -> int:
+    """Layers that are narrower after one prune; raises where it, or the forward behind it, fails."""
+    import torch_pruning
+
+    before = _layers(model)
+    head = [module for module in model.modules() if isinstance(module, nn.Linear) and module.out_features == 10]
+    pruner = torch_pruning.pruner.BasePruner(
+        model, x, importance=torch_pruning.importance.MagnitudeImportance(p=2), pruning_ratio=0.5, ignored_layers=head
+    )
+    pruner.step()
+    with torch.no_grad():
+        output = model(x)
+    if output.shape != (2, 10):
+        raise RuntimeError(f"the pruned model gives {list(output.shape)}")
+    narrower = sum(width < before[name] for name, width in _layers(model).items())
+    if not narrower:
+        raise RuntimeError("nothing was pruned")
+    return narrower
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--library", nargs="*", default=["torchvision", "timm"], choices=["torchvision", "timm"])
     parser.add_argument("--sites", type=int, default=0, help="try so many sites of each model; 0: all")
     parser.add_argument("--models", nargs="*", help="only these")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/coverage_models.csv"))
+    parser.add_argument("--compare", action="store_true", help="grow and prune each model once, side by side")
+    parser.add_argument("--out", type=Path, help="default: coverage_models.csv or coverage_compared.csv in results/")
     options = parser.parse_args()
+    if options.out is None:
+        options.out = Path("benchmarks/results") / f"coverage_{'compared' if options.compare else 'models'}.csv"
+    columns = COMPARED if options.compare else COLUMNS
     torch.set_num_threads(1)
     done = set()
     if options.out.exists():
@@ -139,17 +216,18 @@ def main() -> None:
             if (library, name) in done or (options.models and name not in options.models):
                 continue
             try:
-                result = row(library, name, options.sites)
+                result = compared(library, name) if options.compare else row(library, name, options.sites)
             except Exception as error:
                 message = f"{type(error).__name__}: {error}".split("\n")[0]
-                result = {"library": library, "model": name, "traced": False, "sites": 0, "first_failure": message}
+                where = "plantops_failure" if options.compare else "first_failure"
+                result = {"library": library, "model": name, "sites": 0, where: message}
             new = not options.out.exists()
             with options.out.open("a", newline="") as file:
-                writer = csv.DictWriter(file, COLUMNS)
+                writer = csv.DictWriter(file, columns)
                 if new:
                     writer.writeheader()
                 writer.writerow(result)
-            print(" ".join(f"{key}={result.get(key, '')}" for key in COLUMNS[1:12]), flush=True)
+            print(" ".join(f"{key}={result.get(key, '')}" for key in columns[1:12]), flush=True)
 
 
 if __name__ == "__main__":
