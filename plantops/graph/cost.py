@@ -14,13 +14,15 @@ from plantops.graph.layers import widths
 
 @dataclass(frozen=True)
 class Use:
-    """A layer of a site: ``kind`` and ``repeat`` as in ``Event``, shapes of what it reads and gives, or None."""
+    """A call of a layer of a site: ``kind``, ``repeat`` and ``again`` as in ``Event``, shapes of what it reads and
+    gives, or None."""
 
     kind: str
     name: str
     repeat: int = 1
     reads: Sequence[int] | None = None
     gives: Sequence[int] | None = None
+    again: bool = False
 
 
 def cost(uses: Sequence[Use], modules: Mapping[str, nn.Module], samples: int) -> tuple[int, int]:
@@ -35,19 +37,19 @@ def cost(uses: Sequence[Use], modules: Mapping[str, nn.Module], samples: int) ->
         module = modules[use.name]
         own = sum(parameter.numel() for parameter in module._parameters.values() if parameter is not None)
         if use.kind == "producer":
-            parameters += own / widths(module)[1]
+            parameters += 0 if use.again else own / widths(module)[1]
             macs += _weights(module) / widths(module)[1] * _positions(use, module)
         elif use.kind == "consumer":
             column = _weights(module) / widths(module)[0] * use.repeat
             if use.name in produced:  # the new filters read the new channels, too
                 column += column / widths(module)[1]
-            parameters += column
+            parameters += 0 if use.again else column
             macs += column * _positions(use, module)
         elif use.kind == "conv":
-            parameters += own / widths(module)[0] * use.repeat
+            parameters += 0 if use.again else own / widths(module)[0] * use.repeat
             macs += _weights(module) / widths(module)[0] * use.repeat * _positions(use, module)
         else:
-            parameters += own / features(module) * use.repeat
+            parameters += 0 if use.again else own / features(module) * use.repeat
     return round(parameters), round(macs) // samples
 
 

@@ -92,11 +92,15 @@ class Forward:
         return self._by_name[name]
 
     def calls(self, module: str) -> Step:
-        """The one step that calls layer ``module``. Raises ``KeyError`` when there is none, or more than one."""
-        found = [step for step in self.steps if step.module == module]
+        """The one step that calls layer ``module``. Raises ``Untraceable`` when there is none, or more than one."""
+        found = self.all_calls(module)
         if len(found) != 1:
-            raise KeyError(f"{module} is called {len(found)} times")
+            raise Untraceable(f"{module} is called {len(found)} times")
         return found[0]
+
+    def all_calls(self, module: str) -> list[Step]:
+        """The steps that call layer ``module``."""
+        return [step for step in self.steps if step.module == module]
 
     def users(self, name: str) -> list[Step]:
         """The steps that read the value ``name``."""

@@ -75,8 +75,6 @@ class Layers:
 
     def sharing_problem(self, name: str) -> str | None:
         """Why a layer with tensors of its own cannot be swapped for a wider one; None when it can."""
-        if self._calls[name] > 1:
-            return f"{name} is used {self._calls[name]} times in the forward"
         if name in self._reads:
             return f"a parameter of {name} is read directly in the forward"
         for key, parameter in self.modules[name]._parameters.items():
@@ -85,5 +83,5 @@ class Layers:
                 return f"{name} shares its {key} with {', '.join(others)}"
         return None
 
-    def called(self, name: str) -> bool:
-        return self._calls[name] > 0
+    def calls(self, name: str) -> int:
+        return self._calls[name]

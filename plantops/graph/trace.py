@@ -37,7 +37,7 @@ def trace(
     groups (``site.multiple``). The hidden layer of a perceptron block is a site of linear layers.
 
     Every other convolution and linear layer is refused, with the reason in ``plan.refusals``: a reshape to literal
-    sizes, a layer used twice, norms over the channels, raw parameters along them, a split of the channels,
+    sizes, norms over the channels, raw parameters along them, a split of the channels,
     parametrised or shared weights, the layer whose channels are the model's output. A model whose forward cannot be
     followed, or that itself behaves otherwise in ``train()`` (``F.dropout``), has every layer refused; where a
     submodule does so, it is held in ``eval()`` while new channels train (``site.pinned``).
@@ -136,9 +136,11 @@ def _plan(model: nn.Module, captured: Capture, grow_linear: bool) -> Plan:
 
 
 def _site(model: nn.Module, events: list[Event], multiple: int, captured: Capture, grow_linear: bool) -> Site:
-    producers = [event for event in events if event.kind == "producer"]
-    consumers = [event for event in events if event.kind == "consumer"]
-    channelwise = [event for event in events if event.kind in ("norm", "conv", "activation")]
+    uses = [_use(event) for event in events if event.kind != "pass"]
+    once = [event for event in events if not event.again]
+    producers = [event for event in once if event.kind == "producer"]
+    consumers = [event for event in once if event.kind == "consumer"]
+    channelwise = [event for event in once if event.kind in ("norm", "conv", "activation")]
     modules = captured.modules
     if not consumers:
         used = any(event.node.users for event in producers)
@@ -153,9 +155,8 @@ def _site(model: nn.Module, events: list[Event], multiple: int, captured: Captur
     assert len(width) == 1
     chain = len(producers) == len(consumers) == 1 and all(event.kind == "norm" for event in channelwise)
     path = consumers[0].path
-    chain = chain and multiple == 1 and path is not None and not consumers[0].start
+    chain = chain and len(once) == len(events) and multiple == 1 and path is not None and not consumers[0].start
     value, slope = at_zero(model, path) if chain and path is not None else (0.0, 0.0)
-    uses = [_use(event) for event in events if event.kind != "pass"]
     parameters, macs = cost(uses, modules, captured.samples)
     passes = dict.fromkeys(rules.step_name(event.node) for event in events if event.kind == "pass")
     names = [str(event.node.target) for event in producers]
@@ -183,7 +184,7 @@ def _site(model: nn.Module, events: list[Event], multiple: int, captured: Captur
 def _use(event: Event) -> Use:
     source = event.node.args[0] if event.node.args else None
     reads = source.meta.get("shape") if isinstance(source, fx.Node) else None
-    return Use(event.kind, str(event.node.target), event.repeat, reads, event.node.meta.get("shape"))
+    return Use(event.kind, str(event.node.target), event.repeat, reads, event.node.meta.get("shape"), event.again)
 
 
 def _channelwise(event: Event, modules: dict[str, nn.Module]) -> Channelwise:

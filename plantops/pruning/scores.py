@@ -103,7 +103,7 @@ def _losses_without(
     forward: Forward, site: Site, values: Values, loss: Callable[[Tensor], Tensor], at_once: int
 ) -> Tensor:
     """The batch's loss without each block of channels, float64."""
-    readers = {forward.calls(consumer.name).name: consumer for consumer in site.consumers}
+    readers = {step.name: consumer for consumer in site.consumers for step in forward.all_calls(consumer.name)}
     touched = {*readers, *(step.name for step in forward.behind(list(readers)))}
     steps = [step for step in forward.steps if step.name in touched]
     width = site.width // site.multiple

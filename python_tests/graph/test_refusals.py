@@ -32,7 +32,15 @@ def pooled(x):
 
 
 WAYS = {
-    "gate": (lambda n, x: n.fc(pooled(n.b(n.a(x)) * n.b(n.a(x)).sigmoid())), {"a": "used 2 times in the forward"}),
+    "twice, with other inputs": (
+        lambda n, x: n.fc(pooled(n.b(n.a(x)) + n.b(x[:, :1].expand(-1, 4, -1, -1)))),
+        {"a": "b is used 2 times, with other channels elsewhere"},
+    ),
+    "twice, at other places": (
+        lambda n, x: n.fc(pooled(n.mix(torch.cat([n.a(x), n.b(n.a(x))], 1)) + n.mix(torch.cat([n.c(x), n.a(x)], 1)))),
+        {"a": "mix reads it in several places", "b": "mix reads it in several places"},
+        {"mix": nn.Conv2d(8, 4, 1), "c": nn.Conv2d(3, 4, 1, groups=1)},
+    ),
     "literal view": (
         lambda n, x: n.fc(n.a(x).view(-1, 64)),
         {"a": "literal sizes (-1, 64)", "b": "the forward does not call it"},
@@ -75,11 +83,6 @@ WAYS = {
         {"norm": nn.LayerNorm(4)},
     ),
     "softmax": (lambda n, x: n.fc(n.act(pooled(n.a(x)))), {"a": "mixes its channels"}, {"act": nn.Softmax(1)}),
-    "norm twice": (
-        lambda n, x: n.fc(pooled(n.norm(n.b(n.norm(n.a(x)))))),
-        {"a": "norm is used 2 times", "b": "norm is used 2 times"},
-        {"norm": nn.BatchNorm2d(4)},
-    ),
     "norm without statistics": (
         lambda n, x: n.fc(pooled(n.norm(n.a(x)))),
         {"a": "norm keeps no running statistics"},
@@ -119,7 +122,6 @@ WAYS = {
         lambda n, x: n.fc(pooled(n.a(x))) + n.a.weight.sum(),
         {"a": "a parameter of a is read directly in the forward"},
     ),
-    "twice": (lambda n, x: n.fc(pooled(n.b(n.b(n.a(x))))), {"a": "b is used 2 times", "b": "b is used 2 times"}),
     "unused": (
         lambda n, x: n.fc(pooled(x[:, :1]) + 0 * n.a.bias.sum()),
         {"b": "does not call it"},

@@ -70,6 +70,14 @@ def counted(net, x):
     return net.b(x.view(n, c, h * w).view(n, c, h, w)).mean((-2, -1))
 
 
+def again(net, x):
+    """A block that runs twice, with its norm and its slopes."""
+    x = net.a(x)
+    for _ in range(2):
+        x = net.p(x + net.c(F.relu(net.n(net.b(x)))))
+    return channels_mean(net.d(x))
+
+
 N2, N1 = nn.BatchNorm2d, nn.BatchNorm1d
 STRUCTURES = {
     "residual": (blocks, 4, {"c0": conv(2, 4), "n0": N2(4), "c1": conv(4, 5), "n1": N2(5), "c2": conv(5, 4),
@@ -133,6 +141,13 @@ STRUCTURES = {
                     "c": nn.ConvTranspose2d(4, 3, 3, padding=1), "b2": nn.ConvTranspose2d(2, 2, 1, bias=False),
                     "d": nn.ConvTranspose2d(5, 4, 3, stride=2, output_padding=1)},
                    {"a": ("a",), "c": ("c",), "b2": ("b2",), "d": ("d",)}),
+    "siamese": (lambda n, x: channels_mean(n.n(n.a(x)) * n.b(n.a(x.flip(3)))), 4,
+                {"a": conv(2, 4), "n": N2(4), "b": conv(4, 4)}, {"a": ("a", "b")}),
+    "used again": (again, 3, {"a": conv(2, 4), "b": conv(4, 5), "n": N2(5), "c": conv(5, 4), "p": nn.PReLU(4),
+                   "d": conv(4, 3)},
+                   {"a": ("a", "c"), "b": ("b",), "d": ("d",)}),
+    "depthwise again": (lambda n, x: channels_mean(n.c(n.b(n.b(n.a(x)).relu()))), 3,
+                        {"a": conv(2, 4), "b": conv(4, 4, groups=4), "c": conv(4, 3)}, {"a": ("a",), "c": ("c",)}),
     "norm over the parts": (lambda n, x: n.g(torch.cat([n.a(x), n.b(x)], 1).flatten(1)), 5 * 64,
                             {"a": conv(2, 3), "b": conv(2, 2), "g": N1(5 * 64)}, {"a": ("a",), "b": ("b",)}),
 }  # fmt: skip
