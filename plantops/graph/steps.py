@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from plantops.graph import reshapes, rules, sizes
+from plantops.graph import reshapes, rules, shuffles, sizes
 from plantops.graph.capture import Capture
 from plantops.graph.layers import Layers
 from plantops.graph.layout import Groups, Layout, Refused, Segment
@@ -142,7 +142,9 @@ class Steps:
             return _split(node, layout, len(shape))
         if node.target == "expand_as":
             return self._pointwise(node)
-
+        shuffled = shuffles.follow(node, module, layout, self.groups)
+        if shuffled is not None:
+            return shuffled
         return reshapes.follow(
             node, module, layout, shape, lambda size: self._counts(node, size, layout), self._concrete
         )

@@ -32,6 +32,16 @@ def pooled(x):
 
 
 WAYS = {
+    "channel shuffle": (
+        lambda n, x: n.fc(pooled(n.s(n.a(x)))),
+        {"a": "s shuffles it in 2 groups that are not one layer's channels each"},
+        {"s": nn.ChannelShuffle(2)},
+    ),
+    "pixel shuffle": (
+        lambda n, x: n.fc(pooled(n.s(n.a(x)))),
+        {"a": "s (PixelShuffle), which trace does not follow"},
+        {"s": nn.PixelShuffle(2), "fc": nn.Linear(1, 2)},
+    ),
     "twice, with other inputs": (
         lambda n, x: n.fc(pooled(n.b(n.a(x)) + n.b(x[:, :1].expand(-1, 4, -1, -1)))),
         {"a": "b is used 2 times, with other channels elsewhere"},

@@ -148,6 +148,11 @@ STRUCTURES = {
                    {"a": ("a", "c"), "b": ("b",), "d": ("d",)}),
     "depthwise again": (lambda n, x: channels_mean(n.c(n.b(n.b(n.a(x)).relu()))), 3,
                         {"a": conv(2, 4), "b": conv(4, 4, groups=4), "c": conv(4, 3)}, {"a": ("a",), "c": ("c",)}),
+    "channel shuffle": (lambda n, x: channels_mean(n.c(n.n(n.s(torch.cat([n.a(x), n.b(x)], 1))))), 3,
+                        {"a": conv(2, 4), "b": conv(2, 4), "s": nn.ChannelShuffle(2), "n": N2(8), "c": conv(8, 3)},
+                        {"a": ("a", "b"), "c": ("c",)}),
+    "pixel unshuffle": (lambda n, x: channels_mean(F.channel_shuffle(torch.cat([n.u(n.b(x)), n.u(n.a(x))], 1), 2)), 24,
+                        {"a": conv(2, 3), "b": conv(2, 3), "u": nn.PixelUnshuffle(2)}, {"b": ("b", "a")}),
     "norm over the parts": (lambda n, x: n.g(torch.cat([n.a(x), n.b(x)], 1).flatten(1)), 5 * 64,
                             {"a": conv(2, 3), "b": conv(2, 2), "g": N1(5 * 64)}, {"a": ("a",), "b": ("b",)}),
 }  # fmt: skip
