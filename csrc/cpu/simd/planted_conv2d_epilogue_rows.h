@@ -98,7 +98,7 @@ void finish_windows(const ConvJob<T>& job, const Strip<T>& s) {
           activated<T, Step>(sums, above, 2 * at, bias, job.relu),
           activated<T, Step>(sums + s.row_elements, below, 2 * at, bias, job.relu), tap);
       store_images(out.images, at, best);
-      if (indices.images[0]) store_images(indices.images, at, __builtin_convertvector(tap, Part<uint8_t, kHalf>));
+      if (indices.images[0]) store_positions(indices.images, at, tap);
     }
   }
 }

@@ -30,13 +30,23 @@ struct ImageRows {
   const T* output[Step];         // nullptr: no ReLU
   const uint8_t* indices[Step];  // nullptr: no max-pool
 
-  ImageRows(const Source<T>& s, int64_t image, int64_t channel, int64_t row) {
+  ImageRows(const Source<T>& s, int64_t image, int64_t channel) {
     for (int i = 0; i < Step; ++i) {
-      const auto at = [&](const auto& view) {
-        return view.data ? view.data + (image + i) * view.n + channel * view.c + row * view.h : nullptr;
+      const auto first = [&](const auto& view) {
+        return view.data ? view.data + (image + i) * view.n + channel * view.c : nullptr;
       };
-      values[i] = at(s.values), output[i] = at(s.output), indices[i] = at(s.indices);
+      values[i] = first(s.values), output[i] = first(s.output), indices[i] = first(s.indices);
     }
+  }
+  // This is the first row; another one.
+  ImageRows at(const Source<T>& s, int64_t row) const {
+    ImageRows rows = *this;
+    for (int i = 0; i < Step; ++i) {
+      rows.values[i] += row * s.values.h;
+      if (output[0]) rows.output[i] += row * s.output.h;
+      if (indices[0]) rows.indices[i] += row * s.indices.h;
+    }
+    return rows;
   }
 };
 
@@ -68,7 +78,7 @@ inline void unpool_rows(const ImageRows<T, Step>& rows, T* to, int64_t windows, 
   for (int64_t p = 0; p < windows; p += kWindows) {
     const int64_t at = least(p, windows - kWindows);
     const Half value = masked_images<kVectorBytes / 2>(rows, at);
-    const Taps tap = __builtin_convertvector(load_images<kHalf>(rows.indices, at), Taps);
+    const Taps tap = load_positions<Taps>(rows.indices, at);
     const Half left = tap == first_tap ? value : Half{}, right = tap == first_tap + 1 ? value : Half{};
     store(to + 2 * at * Step, shuffle<kLanes<T>>(left, right, [](int i) {
             const int image = i % Step, pixel = i / Step;
@@ -80,6 +90,7 @@ inline void unpool_rows(const ImageRows<T, Step>& rows, T* to, int64_t windows, 
 // All rows of a channel. `to` is where the first column of the source goes.
 template <class T, int Step>
 void fill_channel(const Source<T>& s, const Filling<T>& f, int64_t channel, T* to) {
+  const ImageRows<T, Step> first(s, f.image_begin, channel);
   const int64_t height = s.height / s.pool * s.pool;  // rows below the last window have no gradient
   for (int64_t r = 0; r < f.rows; ++r, to += f.row_stride) {
     const int64_t h = f.row_begin + r;
@@ -87,9 +98,9 @@ void fill_channel(const Source<T>& s, const Filling<T>& f, int64_t channel, T* t
       for (int64_t e = 0; e < s.width * Step; e += kLanes<T>)
         store(to + least(e, s.width * Step - kLanes<T>), Vector<T>{});
     } else if (s.pool == 1) {
-      copy_rows(ImageRows<T, Step>(s, f.image_begin, channel, h), to, s.width);
+      copy_rows(first.at(s, h), to, s.width);
     } else if constexpr (kLanes<T> >= 4 * Step) {
-      unpool_rows(ImageRows<T, Step>(s, f.image_begin, channel, h / 2), to, s.width / 2, int(h % 2 * 2));
+      unpool_rows(first.at(s, h / 2), to, s.width / 2, int(h % 2 * 2));
     }
   }
 }

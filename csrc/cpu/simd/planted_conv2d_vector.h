@@ -2,6 +2,10 @@
 // planted_conv2d_*.h lives in an unnamed namespace: no symbol of one copy may serve another.
 #pragma once
 
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
 #include <type_traits>
 #include <utility>
 
@@ -97,6 +101,45 @@ inline __attribute__((always_inline)) void store_images(T* const (&images)[Step]
   constexpr int kPart = sizeof(v) / sizeof(T) / Step;
   store(images[0] + at, shuffle<kPart>(v, v, [](int i) { return i; }));
   if constexpr (Step == 2) store(images[1] + at, shuffle<kPart>(v, v, [](int i) { return i + kPart; }));
+}
+
+// Positions in a window of `Step` images, an image behind the other: a byte each in memory, as wide as the values in
+// registers. GCC converts such short vectors element by element, so the instruction is named.
+template <class Lanes, int Step>
+inline __attribute__((always_inline)) Lanes load_positions(const uint8_t* const (&images)[Step], int64_t at) {
+  constexpr int kCount = sizeof(Lanes) / sizeof(Lanes{}[0]), kPart = kCount / Step;
+  uint64_t bytes = 0;
+  for (int i = 0; i < Step; ++i) {
+    uint64_t part = 0;
+    __builtin_memcpy(&part, images[i] + at, kPart);
+    bytes |= part << (8 * kPart * i);
+  }
+#if defined(__AVX2__)
+  const __m128i narrow = _mm_cvtsi64_si128(static_cast<int64_t>(bytes));
+  if constexpr (sizeof(Lanes) == 32)
+    return kCount == 8 ? Lanes(_mm256_cvtepu8_epi32(narrow)) : Lanes(_mm256_cvtepu8_epi64(narrow));
+  else
+    return kCount == 4 ? Lanes(_mm_cvtepu8_epi32(narrow)) : Lanes(_mm_cvtepu8_epi64(narrow));
+#else
+  Lanes positions;
+  for (int i = 0; i < kCount; ++i) positions[i] = bytes >> (8 * i) & 255;
+  return positions;
+#endif
+}
+template <class Lanes, int Step>
+inline __attribute__((always_inline)) void store_positions(uint8_t* const (&images)[Step], int64_t at, Lanes positions) {
+  constexpr int kCount = sizeof(Lanes) / sizeof(positions[0]), kPart = kCount / Step;
+  uint64_t bytes = 0;
+#if defined(__AVX512VL__)
+  const __m256i wide = __m256i(positions);  // (the forms without a mask warn in GCC 12's own header)
+  bytes = _mm_cvtsi128_si64(kCount == 8 ? _mm256_maskz_cvtepi32_epi8(255, wide) : _mm256_maskz_cvtepi64_epi8(255, wide));
+#else
+  for (int i = 0; i < kCount; ++i) bytes |= static_cast<uint64_t>(positions[i]) << (8 * i);
+#endif
+  for (int i = 0; i < Step; ++i) {
+    const uint64_t part = bytes >> (8 * kPart * i);
+    __builtin_memcpy(images[i] + at, &part, kPart);
+  }
 }
 
 // From an image behind the other to pixel by pixel, [pixel][image].

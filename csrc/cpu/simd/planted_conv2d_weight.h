@@ -130,12 +130,18 @@ void multiply(
 
 template <class T>
 void add_bias(const ChunkLayout<T>& layout, const Chunk<T>& chunk, int64_t rows, T* bias) {
+  constexpr int kChains = 4;  // sums that do not wait for one another
   const int64_t count = (chunk.end - chunk.begin) * layout.gradient_cell;
   for (int64_t r = 0; r < rows; ++r) {
-    Vector<T> sum{};
-    for (int64_t p = 0; p < count; p += kLanes<T>) sum += load(chunk.gradient + r * layout.gradient_stride + p);
+    const T* const gradient = chunk.gradient + r * layout.gradient_stride;
+    Vector<T> sums[kChains] = {};
+    int64_t p = 0;
+    for (; p + kChains * kLanes<T> <= count; p += kChains * kLanes<T>)
+#pragma GCC unroll 4
+      for (int k = 0; k < kChains; ++k) sums[k] += load(gradient + p + k * kLanes<T>);
+    for (; p < count; p += kLanes<T>) sums[0] += load(gradient + p);
     T lanes[kLanes<T>];
-    store(lanes, sum);
+    store(lanes, (sums[0] + sums[1]) + (sums[2] + sums[3]));
     bias[r] += lane_sum(lanes);
   }
 }
