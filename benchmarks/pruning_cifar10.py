@@ -65,7 +65,7 @@ def main() -> None:
     parser.add_argument("--share", type=float, default=0.55, help="of the parameters to remove")
     parser.add_argument("--penalty", default="group_lasso")
     parser.add_argument("--strength", type=float, default=1e-3)
-    parser.add_argument("--samples", type=int, default=512)
+    parser.add_argument("--samples", type=int, default=128, help="images that filters are scored on")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=RESULTS / "pruning_cifar10_cpu.csv")
     options = parser.parse_args()
@@ -83,7 +83,7 @@ def main() -> None:
     plan = trace(network, samples[0][0][:2])
     for criterion in ("loss", "magnitude"):
         began = time.perf_counter()
-        pruned = prune(network, plan, samples, max_parameters=limit, criterion=criterion).model
+        pruned = prune(network, plan, samples, max_parameters=limit, criterion=criterion, share=0.2).model
         rows.append(row(f"pruned by {criterion}", pruned, test, time.perf_counter() - began))
         print(f"  widths {[site.width for site in sites_of(pruned, samples[0][0][:2]).values()]}", flush=True)
         recipe = Recipe(options.finetune_epochs, objective="kd", lr=0.02, alpha=0.9, temperature=2.0, **common)

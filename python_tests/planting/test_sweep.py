@@ -155,6 +155,11 @@ def test_fifty_steps_are_the_loops(optimizer: str, augmented: dict[str, Any], dt
     check_alike({"kind": "chain", "dtype": dtype, **changes}, 1e-8, 1e-8)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64])
+def test_every_candidate_has_a_discriminator_of_its_own(dtype: torch.dtype) -> None:
+    check_alike({"kind": "chain", "dtype": dtype, "objective": "adversarial", "lr": 0.01}, 1e-9, 1e-9)
+
+
 @pytest.mark.parametrize("kind", ["chain", "residual"])
 def test_bfloat16_is_the_loops_to_its_epsilon(kind: str) -> None:
     changes = {"batch_size": 30, "epochs": 1, "schedule": "constant", "lr": 5.0, "precision": "bf16"}
