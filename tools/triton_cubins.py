@@ -47,8 +47,7 @@ def specialise(launch: Launch) -> Configuration:
             signature[name] = mangle_type(value, False)
             if isinstance(value, Tensor) or value % DIVISIBILITY == 0:
                 attributes[(index,)] = [["tt.divisibility", DIVISIBILITY]]
-    options = {"num_warps": launch.num_warps, "num_stages": launch.num_stages}
-    return Configuration(launch.kernel, describe(launch), signature, constants, attributes, options)
+    return Configuration(launch.kernel, describe(launch), signature, constants, attributes, launch.options)
 
 
 def describe(launch: Launch) -> str:
@@ -56,7 +55,7 @@ def describe(launch: Launch) -> str:
     floats = [a.dtype for a in launch.args if isinstance(a, Tensor) and a.is_floating_point()]
     names = sorted({str(dtype).removeprefix("torch.") for dtype in floats})
     chosen = " ".join(f"{name}={value}" for name, value in launch.constants.items())
-    return f"{'+'.join(names)} {chosen} warps={launch.num_warps} stages={launch.num_stages}"
+    return f"{'+'.join(names)} {chosen} warps={launch.options['num_warps']} stages={launch.options['num_stages']}"
 
 
 def configurations(launches: Iterable[Launch]) -> Iterator[Configuration]:

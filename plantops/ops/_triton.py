@@ -64,8 +64,7 @@ class Launch:
     grid: tuple[int, ...]
     args: tuple[Any, ...]
     constants: dict[str, Any]
-    num_warps: int
-    num_stages: int
+    options: dict[str, int]
 
 
 _recorded: list[Launch] | None = None
@@ -83,20 +82,32 @@ def recording() -> Iterator[list[Launch]]:
 
 
 def launch(
-    kernel: Any, grid: tuple[int, ...], *args: Any, num_warps: int = 4, num_stages: int = 3, **constants: Any
+    kernel: Any,
+    grid: tuple[int, ...],
+    *args: Any,
+    num_warps: int = 4,
+    num_stages: int = 3,
+    max_registers: int | None = None,
+    **constants: Any,
 ) -> None:
-    """Starts `kernel` over `grid` on the device and current stream of its first tensor; none over an empty grid."""
+    """Starts `kernel` over `grid` on the device and current stream of its first tensor; none over an empty grid.
+
+    With `max_registers` a thread may take as many. Without, the assembler may spill to let more programs run at once.
+    """
     if 0 in grid:
         return
+    options = {"num_warps": num_warps, "num_stages": num_stages}
+    if max_registers is not None:
+        options["maxnreg"] = max_registers
     if _recorded is not None:
-        _recorded.append(Launch(kernel, grid, args, constants, num_warps, num_stages))
+        _recorded.append(Launch(kernel, grid, args, constants, options))
         return
     device = next(a.device for a in args if isinstance(a, Tensor))
     if device.type == "cuda" and device.index != torch.cuda.current_device():
         with torch.cuda.device(device):
-            kernel[grid](*args, **constants, num_warps=num_warps, num_stages=num_stages)
+            kernel[grid](*args, **constants, **options)
     else:
-        kernel[grid](*args, **constants, num_warps=num_warps, num_stages=num_stages)
+        kernel[grid](*args, **constants, **options)
 
 
 def cdiv(a: int, b: int) -> int:

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from plantops.ops._layout import empty, memory_format, or_empty, part_of, zeros
 from plantops.ops.planted_conv2d import pooling
-from plantops.ops.planted_conv2d.triton_common import check_groups, gradient_of, packed_filters
+from plantops.ops.planted_conv2d.triton_common import check_supported, gradient_of, packed_filters
 from plantops.ops.planted_conv2d.triton_config import Config
 from plantops.ops.planted_conv2d.triton_forward import convolve
 from plantops.ops.planted_conv2d.triton_input import addend_gradient, input_gradient
@@ -34,7 +34,7 @@ def forward(
     config: Config | None = None,
 ) -> tuple[Tensor, Tensor]:
     """max_pool(activation(conv + bias + addend)), and the positions of the maxima."""
-    check_groups(groups)
+    check_supported(input.dtype, groups)
     geometry, relu = (*stride, *padding, *dilation), activation == "relu"
     fused = max_pool in (1, FUSED_POOL)
     output, indices = convolve(
@@ -74,7 +74,7 @@ def backward(
     config: Config | None = None,
 ) -> tuple[Tensor, ...]:
     """The requested ones of the gradients to input, weight_out, weight_in, bias_out, addend (see the reference)."""
-    check_groups(groups)
+    check_supported(grad_output.dtype, groups)
     want_input, want_weight_out, want_weight_in, want_bias_out, want_addend = output_mask
     geometry, size, rows = (*stride, *padding, *dilation), (conv_size[0], conv_size[1]), weight.shape[0]
     first = 0 if want_input or want_weight_in or want_addend else rows

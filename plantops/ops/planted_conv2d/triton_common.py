@@ -14,6 +14,7 @@ from plantops.ops.planted_conv2d import shapes
 
 ALIGNED = 16  # elements: rows of packed filters begin where 16-byte accesses may
 PACK_BLOCK = 256
+DOUBLES = _triton.interpreted() or tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 9)
 
 
 @triton.jit
@@ -176,10 +177,15 @@ def accumulator(dtype: torch.dtype) -> tl.dtype:
     return tl.float64 if dtype == torch.float64 else tl.float32
 
 
-def check_groups(groups: int) -> None:
-    """NotImplementedError where the implicit matrix products would be of a few channels each."""
+def check_supported(dtype: torch.dtype, groups: int) -> None:
+    """NotImplementedError, with the reason, for what these kernels do not compute."""
     if groups > 1:
         raise NotImplementedError(
             f"planted_conv2d: impl='triton' computes groups=1, got groups={groups}, where its tiles would be mostly "
             "empty; use impl='auto' or 'aten'"
+        )
+    if dtype == torch.float64 and not DOUBLES:
+        raise NotImplementedError(
+            f"planted_conv2d: impl='triton' computes float64 with Triton 3.9 or newer (3.6 fails to compile it), got "
+            f"Triton {triton.__version__}; use impl='auto' or 'aten'"
         )

@@ -10,6 +10,7 @@ from plantops.ops._triton import cdiv, power_of_two
 
 SMALLEST = 16  # side of a tile that tensor cores take
 PROGRAMS = 264  # two for each multiprocessor of a large GPU: what the weight gradient's pixels are split for
+MAX_REGISTERS = 240  # of a thread: eight warps of them fit one multiprocessor
 STEPS = 4  # of a program at least, so that splitting costs less than it brings
 
 
@@ -37,11 +38,12 @@ class Limits:
 
 
 # Where there are tensor cores (half precision, TF32), float32 and float64 without them.
-HALF = Limits(128, 128, 32, 3)
-TF32 = Limits(128, 64, 32, 3)
-SINGLE = Limits(64, 32, 16, 2)
+HALF = Limits(128, 64, 32, 3)
+TF32 = Limits(128, 64, 16, 3)
+SINGLE = Limits(64, 32, 16, 1)
 DOUBLE = Limits(32, 32, 16, 2)
 GATHERED_M = 64  # where a result or an entry takes more loads than one there are fewer of them for a thread
+RESULTS_OF_FOUR_WARPS = 4096
 LOADS_OF_FOUR_WARPS = {False: 2048, True: 1024}  # elements of a tile of the left factor, by gathered
 
 
@@ -65,7 +67,8 @@ def tile(dtype: torch.dtype, precision: str, m: int, n: int, k: int, gathered: b
     most = limits(dtype, precision)
     block_m = side(m, min(most.block_m, GATHERED_M) if gathered else most.block_m)
     block_n, block_k = side(n, most.block_n), side(k, most.block_k)
-    num_warps = 4 if block_m * block_k <= LOADS_OF_FOUR_WARPS[gathered] else 8
+    few = block_m * block_k <= LOADS_OF_FOUR_WARPS[gathered] and block_m * block_n <= RESULTS_OF_FOUR_WARPS
+    num_warps = 4 if few else 8
     return Config(block_m, block_n, block_k, num_warps, most.num_stages)
 
 

@@ -10,7 +10,7 @@ from plantops.ops._layout import empty, memory_format
 from plantops.ops._triton_language import rounded
 from plantops.ops.planted_conv2d import shapes
 from plantops.ops.planted_conv2d.triton_common import accumulator, index_type, multiply, packed_filters, precision_of
-from plantops.ops.planted_conv2d.triton_config import Config, tile
+from plantops.ops.planted_conv2d.triton_config import MAX_REGISTERS, Config, tile
 
 
 @triton.jit
@@ -128,6 +128,6 @@ def convolve(
         KH=kernel[0], KW=kernel[1], BIAS=bias is not None, BIAS_OUT=bias_out is not None, ADDEND=addend is not None,
         RELU=relu, POOL=pool, POSITIONS=positions, ACCUMULATE=accumulator(input.dtype), PRECISION=precision,
         INDEX=index_type(input, y, addend), M=config.block_m, N=config.block_n, K=config.block_k,
-        num_warps=config.num_warps, num_stages=config.num_stages,
+        num_warps=config.num_warps, num_stages=config.num_stages, max_registers=MAX_REGISTERS,
     )  # fmt: skip
     return y, indices

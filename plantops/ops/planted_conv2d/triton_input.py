@@ -15,7 +15,7 @@ from plantops.ops.planted_conv2d.triton_common import (
     multiply,
     precision_of,
 )
-from plantops.ops.planted_conv2d.triton_config import Config, tile
+from plantops.ops.planted_conv2d.triton_config import MAX_REGISTERS, Config, tile
 
 ADDEND_TILE = (64, 16)  # pixels, channels
 
@@ -71,7 +71,7 @@ def input_gradient(
         *dx.shape[2:], *gradient.size, *gradient.numbers(), *dx.stride(), *geometry, KH=kernel[0], KW=kernel[1],
         **gradient.constants(), ACCUMULATE=accumulator(dx.dtype), PRECISION=precision,
         INDEX=index_type(dx, *gradient.pointers()), M=config.block_m, N=config.block_n, K=config.block_k,
-        num_warps=config.num_warps, num_stages=config.num_stages,
+        num_warps=config.num_warps, num_stages=config.num_stages, max_registers=MAX_REGISTERS,
     )  # fmt: skip
 
 

@@ -18,7 +18,7 @@ from plantops.ops.planted_conv2d.triton_common import (
     multiply,
     precision_of,
 )
-from plantops.ops.planted_conv2d.triton_config import Config, splits, tile
+from plantops.ops.planted_conv2d.triton_config import MAX_REGISTERS, Config, splits, tile
 
 REDUCE_BLOCK = 128
 
@@ -126,8 +126,8 @@ def weight_gradient(
         weight_kernel, (tiles, parts), x, *gradient.pointers(), shares, pixels, share, channels, columns, outputs,
         *x.shape[2:], *gradient.size, *x.stride(), *gradient.numbers(), *geometry, **constants,
         **gradient.constants(), PRECISION=precision,
-        INDEX=index_type(x, *gradient.pointers()), M=config.block_m,
-        N=config.block_n, K=config.block_k, num_warps=config.num_warps, num_stages=config.num_stages,
+        INDEX=index_type(x, *gradient.pointers()), M=config.block_m, N=config.block_n, K=config.block_k,
+        num_warps=config.num_warps, num_stages=config.num_stages, max_registers=MAX_REGISTERS,
     )  # fmt: skip
     strides = (0, 0, 0, 0) if grad_weight is None else grad_weight.stride()
     _triton.launch(
