@@ -156,7 +156,9 @@ def compared(library: str, name: str) -> dict[str, Any]:
     plan = plantops.trace(model, x, grow_linear=True)
     result["trace_seconds"] = round(traced - start, 2)
     result["verified_seconds"] = round(time.process_time() - traced, 2)
-    result["sites"], result["grown_layers"] = len(plan), sum(len(site.producers) for site in plan.values())
+    grown = {name for site in plan.values() for name in site.producers}
+    grown |= {layer.name for site in plan.values() for layer in site.channelwise if layer.kind == "conv"}
+    result["sites"], result["grown_layers"] = len(plan), len(grown)
     failed = [f"{layer}: {reason}" for layer, reason in plan.refusals.items() if reason.startswith("verification")]
     failed += [] if plan else [f"no site: {next(iter(plan.refusals.values()))}"]
     result["plantops_failure"] = failed[0] if failed else ""
@@ -179,7 +181,7 @@ def _pruned(model: nn.Module, x: torch.Tensor) -> int:
     import torch_pruning
 
     before = _layers(model)
-    head = [module for module in model.modules() if isinstance(module, nn.Linear) and module.out_features == 10]
+    head = [model.get_submodule(name) for name, width in before.items() if width == 10]
     pruner = torch_pruning.pruner.BasePruner(
         model, x, importance=torch_pruning.importance.MagnitudeImportance(p=2), pruning_ratio=0.5, ignored_layers=head
     )
