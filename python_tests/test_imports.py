@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import plantops
 
@@ -94,10 +95,18 @@ def test_works_without_the_compiled_module():
     assert run_python(WITHOUT_MODULE).strip() == "False True"
 
 
-def test_a_module_built_for_another_torch_is_not_loaded(tmp_path: Path):
+@pytest.mark.parametrize(
+    ("record", "expected"),
+    [
+        ({"torch": "1.0"}, "built for torch 1.0"),
+        ({"torch": ".".join(torch.__version__.split(".")[:2]), "cuda": "99.1"}, "built with CUDA 99.1"),
+    ],
+    ids=["torch", "cuda"],
+)
+def test_a_module_built_for_another_torch_is_not_loaded(record: dict[str, str], expected: str, tmp_path: Path):
     copy = tmp_path / "plantops"
     shutil.copytree(PACKAGE, copy)
-    (copy / "_C_build.json").write_text(json.dumps({"torch": "1.0"}))
+    (copy / "_C_build.json").write_text(json.dumps(record))
     code = (
         f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n"
         "import plantops\n"
@@ -108,4 +117,4 @@ def test_a_module_built_for_another_torch_is_not_loaded(tmp_path: Path):
     where, loaded, reason = result.stdout.split(maxsplit=2)
     assert Path(where).is_relative_to(tmp_path)
     assert loaded == "False"
-    assert "built for torch 1.0" in reason
+    assert expected in reason

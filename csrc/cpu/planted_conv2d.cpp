@@ -2,7 +2,6 @@
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/empty_like.h>
 #include <torch/library.h>
 
 #if defined(__linux__)
@@ -14,16 +13,15 @@
 #include <memory>
 #include <vector>
 
-#include "planted_conv2d_plan.h"
+#include "../tensors/planted_conv2d.h"
 #include "../tensors/python_fallback.h"
+#include "planted_conv2d_plan.h"
 #include "simd/isa.h"
 
 namespace plantops {
 namespace {
 
 using at::Tensor;
-using OptionalTensor = std::optional<Tensor>;
-using Size2 = std::array<int64_t, 2>;
 
 template <class T>
 const ConvKernels<T>& kernels() {
@@ -58,16 +56,6 @@ Scratch<T> allocate_zeroed(int64_t elements) {
   return scratch;
 }
 
-// The layout that plantops/ops/_layout.py and the fakes give to results: channels_last for what is laid out that way,
-// dense or a slice, and is not plain contiguous.
-at::MemoryFormat memory_format(const Tensor& t) {
-  if (t.is_contiguous()) return at::MemoryFormat::Contiguous;
-  if (t.is_contiguous(at::MemoryFormat::ChannelsLast)) return at::MemoryFormat::ChannelsLast;
-  const bool by_pixels = t.stride(1) == 1 && t.stride(3) >= t.size(1) && t.stride(2) >= t.size(3) * t.stride(3) &&
-                         t.stride(0) >= t.size(2) * t.stride(2);
-  return by_pixels ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous;
-}
-
 // A result to be written. Large ones ask for huge pages: fresh memory of tens of megabytes otherwise costs ten
 // thousand page faults, a tenth of a convolution's time.
 Tensor new_result(at::IntArrayRef shape, const at::TensorOptions& options, at::MemoryFormat format) {
@@ -81,25 +69,7 @@ Tensor new_result(at::IntArrayRef shape, const at::TensorOptions& options, at::M
   return result;
 }
 
-// The gradient of a parameter has its strides.
-Tensor with_strides_of(const Tensor& grad, const OptionalTensor& parameter) {
-  if (!parameter || !parameter->defined()) return grad;
-  Tensor like = at::empty_like(*parameter);
-  return like.strides() == grad.strides() ? grad : like.copy_(grad);
-}
-
-// What the arguments of the forward and the backward op have in common.
-struct Convolution {
-  PlantedChannels channels;
-  Size2 kernel, padding, dilation;
-  bool relu;
-  int64_t pool;
-
-  int64_t taps() const { return kernel[0] * kernel[1]; }
-};
-
-void check_supported(
-    const Tensor& weight, at::IntArrayRef stride, int64_t groups, c10::string_view activation, int64_t max_pool) {
+void check_supported(const Tensor& weight, at::IntArrayRef stride, int64_t groups, int64_t max_pool) {
   TORCH_CHECK_NOT_IMPLEMENTED(
       weight.scalar_type() == at::kFloat || weight.scalar_type() == at::kDouble,
       "planted_conv2d: impl='native' computes float32 and float64, got ", weight.scalar_type());
@@ -107,38 +77,6 @@ void check_supported(
       stride[0] == 1 && stride[1] == 1, "planted_conv2d: impl='native' computes stride 1, got ", stride);
   TORCH_CHECK_NOT_IMPLEMENTED(groups == 1, "planted_conv2d: impl='native' computes groups 1, got ", groups);
   TORCH_CHECK_NOT_IMPLEMENTED(max_pool <= 16, "planted_conv2d: impl='native' pools up to 16 x 16, got ", max_pool);
-  TORCH_CHECK_VALUE(
-      activation == "none" || activation == "relu", "activation: expected 'none' or 'relu', got '", activation, "'");
-  TORCH_CHECK_VALUE(max_pool >= 1, "max_pool: expected at least 1, got ", max_pool);
-}
-
-Convolution convolution_of(
-    const Tensor& weight, const OptionalTensor& weight_out, const OptionalTensor& weight_in, at::IntArrayRef padding,
-    at::IntArrayRef dilation, int64_t in_start, c10::string_view activation, int64_t max_pool) {
-  const bool in = weight_in && weight_in->defined(), out = weight_out && weight_out->defined();
-  Convolution c{};
-  c.channels = {weight.size(1), in ? weight_in->size(1) : 0, weight.size(0), out ? weight_out->size(0) : 0, in_start};
-  c.kernel = {weight.size(2), weight.size(3)};
-  c.padding = {padding[0], padding[1]};
-  c.dilation = {dilation[0], dilation[1]};
-  c.relu = activation == "relu";
-  c.pool = max_pool;
-  const auto check = [&](const char* name, const Tensor& w, std::array<int64_t, 4> shape) {
-    TORCH_CHECK_TYPE(w.scalar_type() == weight.scalar_type(), name, ": expected ", weight.scalar_type(),
-                     " like weight, got ", w.scalar_type());
-    TORCH_CHECK_VALUE(w.sizes() == at::IntArrayRef(shape), name, ": expected shape ", at::IntArrayRef(shape), ", got ",
-                      w.sizes());
-  };
-  const auto& n = c.channels;
-  if (in) check("weight_in", *weight_in, {n.trunk_out, n.planted_in, c.kernel[0], c.kernel[1]});
-  if (out) check("weight_out", *weight_out, {n.planted_out, n.in(), c.kernel[0], c.kernel[1]});
-  TORCH_CHECK_VALUE(in_start >= 0 && in_start <= n.trunk_in, "in_start: expected 0 to ", n.trunk_in, ", got ", in_start);
-  return c;
-}
-
-void check_tensor(const char* name, const Tensor& t, at::ScalarType dtype, at::IntArrayRef shape) {
-  TORCH_CHECK_TYPE(t.scalar_type() == dtype, name, ": expected ", dtype, ", got ", t.scalar_type());
-  TORCH_CHECK_VALUE(t.sizes() == shape, name, ": expected shape ", shape, ", got ", t.sizes());
 }
 
 template <class T>
@@ -224,15 +162,11 @@ std::tuple<Tensor, Tensor> forward(
     const OptionalTensor& bias, const OptionalTensor& bias_out, const Convolution& c, const OptionalTensor& addend,
     bool save_indices) {
   const auto& n = c.channels;
-  TORCH_CHECK_VALUE(input.dim() == 4, "input: expected 4 dimensions, got ", input.dim());
-  check_tensor("input", input, weight.scalar_type(), {input.size(0), n.in(), input.size(2), input.size(3)});
+  const Size2 conv_size = check_input(c, input, weight.scalar_type());
   Geometry g{};
   g.batch = input.size(0);
   g.channels = n.in();
-  g.out_height = conv_output_size(input.size(2), c.kernel[0], 1, c.padding[0], c.dilation[0]);
-  g.out_width = conv_output_size(input.size(3), c.kernel[1], 1, c.padding[1], c.dilation[1]);
-  TORCH_CHECK_VALUE(g.out_height > 0 && g.out_width > 0, "input: a kernel of ", at::IntArrayRef(c.kernel), " with dilation ", at::IntArrayRef(c.dilation),
-                    " and padding ", at::IntArrayRef(c.padding), " does not fit images of ", input.sizes().slice(2));
+  g.out_height = conv_size[0], g.out_width = conv_size[1];
   g.kernel_h = c.kernel[0], g.kernel_w = c.kernel[1];
   g.dilation_h = c.dilation[0], g.dilation_w = c.dilation[1];
   g.pad_h = c.padding[0], g.pad_w = c.padding[1];
@@ -279,8 +213,9 @@ std::tuple<Tensor, Tensor> planted_conv2d(
     return call_python<decltype(planted_conv2d)>(
         "planted_conv2d", input, weight, weight_out, weight_in, bias, bias_out, stride, padding, dilation, groups,
         in_start, addend, activation, max_pool, save_indices, impl);
-  check_supported(weight, stride, groups, activation, max_pool);
-  const Convolution c = convolution_of(weight, weight_out, weight_in, padding, dilation, in_start, activation, max_pool);
+  check_supported(weight, stride, groups, max_pool);
+  const Convolution c =
+      convolution_of(weight, weight_out, weight_in, stride, padding, dilation, in_start, activation, max_pool);
   return weight.scalar_type() == at::kFloat
              ? forward<float>(input, weight, weight_out, weight_in, bias, bias_out, c, addend, save_indices)
              : forward<double>(input, weight, weight_out, weight_in, bias, bias_out, c, addend, save_indices);
@@ -289,13 +224,7 @@ std::tuple<Tensor, Tensor> planted_conv2d(
 // The backward's view of things: the gradient of the convolution's output, recomputed through pool and ReLU wherever
 // it is read, never stored.
 template <class T>
-struct Backward {
-  Convolution c;
-  const Tensor& grad_output;
-  const OptionalTensor& output;
-  const OptionalTensor& indices;
-  Size2 input_size, conv_size;
-
+struct Backward : ConvBackward {
   // Gradient channels [first, ...). Saved tensors may hold the planted rows alone.
   Source<T> gradient(int64_t first) const {
     Source<T> s{};
@@ -305,37 +234,6 @@ struct Backward {
     s.pool = c.pool;
     s.height = conv_size[0], s.width = conv_size[1];
     return s;
-  }
-
-  void check() const {
-    const auto& n = c.channels;
-    const int64_t batch = grad_output.size(0);
-    const Size2 pooled{pool_output_size(conv_size[0], c.pool), pool_output_size(conv_size[1], c.pool)};
-    for (int axis = 0; axis < 2; ++axis)
-      TORCH_CHECK_VALUE(
-          conv_size[axis] == conv_output_size(input_size[axis], c.kernel[axis], 1, c.padding[axis], c.dilation[axis]),
-          "conv_size: ", at::IntArrayRef(conv_size), " does not follow from input_size ", at::IntArrayRef(input_size));
-    check_tensor("grad_output", grad_output, c10::CppTypeToScalarType<T>::value, {batch, n.out(), pooled[0], pooled[1]});
-    const auto check_saved = [&](const char* name, const OptionalTensor& t, at::ScalarType dtype) {
-      TORCH_CHECK_VALUE(t && t->defined() && t->dim() == 4, name, ": needed by this backward, not given");
-      const bool compact = t->size(1) == n.planted_out;
-      check_tensor(name, *t, dtype, {batch, compact ? n.planted_out : n.out(), pooled[0], pooled[1]});
-    };
-    if (c.relu) check_saved("output", output, c10::CppTypeToScalarType<T>::value);
-    if (c.pool > 1) check_saved("indices", indices, at::kByte);
-  }
-
-  // Every channel of the gradient can be read.
-  void check_all_rows() const {
-    for (const auto* saved : {&output, &indices})
-      if ((saved == &output && c.relu) || (saved == &indices && c.pool > 1))
-        TORCH_CHECK_VALUE((*saved)->size(1) == c.channels.out(),
-                          "output and indices: the planted rows alone are not enough for the requested gradients");
-  }
-
- private:
-  int64_t missing(const Tensor& saved) const {
-    return saved.size(1) == c.channels.out() ? 0 : c.channels.trunk_out;
   }
 };
 
@@ -476,15 +374,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> backward(
   const auto& n = b.c.channels;
   const auto options = b.grad_output.options();
   const auto [want_input, want_out, want_in, want_bias, want_addend] = mask;
-  b.check();
+  b.check(weight.scalar_type());
   if (want_input || want_in || want_addend) b.check_all_rows();
   Tensor grad_input, grad_out, grad_in, grad_bias, grad_addend;
-  if (want_out || want_in) {
-    TORCH_CHECK_VALUE(input && input->defined(), "input: needed for the weight gradients, not given");
-    const bool compact = !want_out && input->size(1) == n.planted_in;
-    check_tensor("input", *input, weight.scalar_type(),
-                 {b.grad_output.size(0), compact ? n.planted_in : n.in(), b.input_size[0], b.input_size[1]});
-  }
+  const int64_t planted_from =
+      want_out || want_in ? check_saved_input(b, input, weight.scalar_type(), want_out) : 0;
   if (want_out || want_bias) {
     if (want_out) grad_out = at::empty({n.planted_out, n.in(), b.c.kernel[0], b.c.kernel[1]}, options);
     if (want_bias) grad_bias = at::empty({n.planted_out}, options);
@@ -495,8 +389,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> backward(
   }
   if (want_in) {
     grad_in = at::empty({n.trunk_out, n.planted_in, b.c.kernel[0], b.c.kernel[1]}, options);
-    const int64_t from = input->size(1) == n.planted_in ? 0 : n.in_start;
-    weight_gradient<T>(b, &*input, from, n.planted_in, 0, n.trunk_out, grad_in.mutable_data_ptr<T>(), nullptr);
+    weight_gradient<T>(b, &*input, planted_from, n.planted_in, 0, n.trunk_out, grad_in.mutable_data_ptr<T>(), nullptr);
     grad_in = with_strides_of(grad_in, weight_in);
   }
   if (want_input) {
@@ -521,13 +414,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> planted_conv2d_backward(
         "planted_conv2d_backward", grad_output, input, weight, weight_out, weight_in, output, indices, input_size,
         conv_size, stride, padding, dilation, groups, in_start, planted_in, activation, max_pool, input_grad, output_mask,
         impl);
-  check_supported(weight, stride, groups, activation, max_pool);
-  const Convolution c = convolution_of(weight, weight_out, weight_in, padding, dilation, in_start, activation, max_pool);
+  check_supported(weight, stride, groups, max_pool);
+  const Convolution c =
+      convolution_of(weight, weight_out, weight_in, stride, padding, dilation, in_start, activation, max_pool);
   const Size2 in_size{input_size[0], input_size[1]}, out_size{conv_size[0], conv_size[1]};
   if (weight.scalar_type() == at::kFloat)
-    return backward(Backward<float>{c, grad_output, output, indices, in_size, out_size}, input, weight, weight_out,
+    return backward(Backward<float>{{c, grad_output, output, indices, in_size, out_size}}, input, weight, weight_out,
                     weight_in, input_grad, output_mask);
-  return backward(Backward<double>{c, grad_output, output, indices, in_size, out_size}, input, weight, weight_out,
+  return backward(Backward<double>{{c, grad_output, output, indices, in_size, out_size}}, input, weight, weight_out,
                   weight_in, input_grad, output_mask);
 }
 

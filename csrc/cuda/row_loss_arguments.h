@@ -17,8 +17,8 @@ struct KlForward {
   void *lse_student, *lse_teacher;  // A [rows]
 };
 
-// The gradient of a reduced loss, factor x *grad x (p_S - p_T); or with `pointwise_grad` (A, of any strides) that of the
-// pointwise terms, and factor and grad are not read.
+// The gradient of a reduced loss, factor x *grad x (p_S - p_T); or with `pointwise_grad` (A, of any strides) that of
+// the pointwise terms, and factor and grad are not read.
 struct KlBackward {
   LogitPair logits;
   int64_t rows;

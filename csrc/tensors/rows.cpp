@@ -6,15 +6,6 @@
 namespace plantops {
 namespace {
 
-Scalar scalar_of(at::ScalarType type) {
-  switch (type) {
-    case at::kDouble: return Scalar::f64;
-    case at::kFloat: return Scalar::f32;
-    case at::kBFloat16: return Scalar::bf16;
-    default: return Scalar::f16;
-  }
-}
-
 bool is_float_type(at::ScalarType type) {
   return type == at::kDouble || type == at::kFloat || type == at::kBFloat16 || type == at::kHalf;
 }
@@ -35,6 +26,15 @@ bool find_row_stride(const at::Tensor& tensor, int64_t& stride) {
 }
 
 }  // namespace
+
+Scalar scalar_of(at::ScalarType type) {
+  switch (type) {
+    case at::kDouble: return Scalar::f64;
+    case at::kFloat: return Scalar::f32;
+    case at::kBFloat16: return Scalar::bf16;
+    default: return Scalar::f16;
+  }
+}
 
 RowView view_rows(const at::Tensor& tensor) {
   int64_t stride = 0;

@@ -18,6 +18,8 @@ struct RowView {
 };
 RowView view_rows(const at::Tensor& tensor);
 
+Scalar scalar_of(at::ScalarType type);  // of float64, float32, bfloat16 and float16
+
 // Checks what would make the kernels read or write outside the tensors; raises naming the argument.
 void check_logit_pair(const at::Tensor& student, const at::Tensor& teacher);
 void check_row_values(const char* name, const at::Tensor& values, const at::Tensor& student);

@@ -1,7 +1,7 @@
 // Runs CUDA kernels on the CPU, for tests where there is no GPU: include this, then the .cu file. Each thread is a
-// fiber; barriers and shuffles switch between them. Warps run one after the other, in an order shuffled by a seed, each as far
-// as it gets, so that a missing barrier shows up as a wrong result. Shared memory is NaN before it is written and once
-// its block has ended; a write behind it, and a barrier that some thread does not reach, end the program.
+// fiber; barriers and shuffles switch between them. Warps run one after the other, in an order shuffled by a seed, each
+// as far as it gets, so that a missing barrier shows up as a wrong result. Shared memory is NaN before it is written and
+// once its block has ended; a write behind it, and a barrier that some thread does not reach, end the program.
 #pragma once
 
 #include <ucontext.h>
@@ -49,15 +49,14 @@ struct cudaLaunchConfig_t {
 enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize };
 enum cudaDeviceAttr {
   cudaDevAttrMaxSharedMemoryPerBlockOptin,
-  cudaDevAttrComputeCapabilityMajor,
-  cudaDevAttrMultiProcessorCount
+  cudaDevAttrComputeCapabilityMajor
 };
 
 namespace emulator {
 
 // What the emulated device is; tests change it.
 struct Device {
-  int major = 9, shared_memory = 227 * 1024, multiprocessors = 4;
+  int major = 9, shared_memory = 227 * 1024;
   unsigned seed = 0;
   int launches = 0, clusters = 0;  // counted: all launches, and those of clusters of more than one block
 };
@@ -284,20 +283,12 @@ template <class Kernel>
 cudaError_t cudaFuncSetAttribute(Kernel, cudaFuncAttribute, int value) {
   return value > emulator::device.shared_memory ? 1 : cudaSuccess;
 }
-template <class Kernel>
-cudaError_t cudaOccupancyMaxActiveClusters(int* clusters, Kernel, const cudaLaunchConfig_t*) {
-  *clusters = 1;
-  return cudaSuccess;
-}
 inline cudaError_t cudaGetDevice(int* index) {
   *index = 0;
   return cudaSuccess;
 }
 inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
-  switch (attribute) {
-    case cudaDevAttrMaxSharedMemoryPerBlockOptin: *value = emulator::device.shared_memory; break;
-    case cudaDevAttrComputeCapabilityMajor: *value = emulator::device.major; break;
-    default: *value = emulator::device.multiprocessors;
-  }
+  const bool memory = attribute == cudaDevAttrMaxSharedMemoryPerBlockOptin;
+  *value = memory ? emulator::device.shared_memory : emulator::device.major;
   return cudaSuccess;
 }

@@ -60,7 +60,7 @@ class Matrix {
   Matrix(int64_t rows, int64_t columns, Scalar type, int64_t offset = 0, int64_t row_gap = 0, int64_t column_stride = 1)
       : rows_(rows), columns_(columns), type_(type), row_stride_(columns * column_stride + row_gap),
         column_stride_(column_stride), offset_(offset),
-        memory_((bytes() + size_t(offset) * size_of(type) + 15) / 16 + 2, plantops::Pack{{kFill, kFill, kFill, kFill}}) {}
+        memory_((bytes() + size_t(offset) * size_of(type) + 15) / 16 + 2, {{kFill, kFill, kFill, kFill}}) {}
 
   void* data() { return reinterpret_cast<char*>(memory_.data() + 1) + offset_ * int64_t(size_of(type_)); }
   double at(int64_t row, int64_t column = 0) {
