@@ -46,9 +46,10 @@ __global__ void __launch_bounds__(kBlockThreads) block_kernel(const typename Op:
   team.finish();
 }
 
-// A row for each block, whatever its types and strides.
+// A row for each block, whatever its types and strides. Two blocks on a multiprocessor suffice: without that bound the
+// compiler spills to fit more.
 template <class Op, class A>
-__global__ void __launch_bounds__(kLaneThreads) any_kernel(const typename Op::Arguments arguments) {
+__global__ void __launch_bounds__(kLaneThreads, 2) any_kernel(const typename Op::Arguments arguments) {
   const int64_t row = blockIdx.x;
   Blocks<kLaneThreads> team(shared_memory());
   AnyRows<A, kLaneThreads> reader(arguments.logits, row);
