@@ -15,6 +15,7 @@ from plantops.ops._row_kernels import (
     fixed_order_sum,
     load_block,
     matrix,
+    most_registers,
     row_config,
     start,
     triton_dtype,
@@ -158,7 +159,7 @@ def forward(
         classes, *s.stride(), *t.stride(),
         1.0 / temperature, alpha * temperature**2, 1.0 - alpha, label_smoothing, SMOOTH=label_smoothing != 0,
         ROWWISE=rowwise, COMPUTE=triton_dtype(dtype), WIDE=_triton.needs_int64(s, t), ROWS=config.rows,
-        BLOCK=config.block, num_warps=config.num_warps,
+        BLOCK=config.block, num_warps=config.num_warps, max_registers=most_registers(dtype),
     )  # fmt: skip
     if not rowwise:
         loss = fixed_order_sum(loss, scale(count, reduction))
@@ -192,6 +193,6 @@ def backward(
         g.stride(0) if reduction == "none" else 0, *s.stride(), *t.stride(), 1.0 / temperature,
         1.0 if reduction == "none" else scale(count, reduction), alpha * temperature, 1.0 - alpha, label_smoothing,
         NORMALISE=config.whole(classes), COMPUTE=triton_dtype(dtype), WIDE=_triton.needs_int64(s, t), ROWS=config.rows,
-        BLOCK=config.block, num_warps=config.num_warps,
+        BLOCK=config.block, num_warps=config.num_warps, max_registers=most_registers(dtype),
     )  # fmt: skip
     return out

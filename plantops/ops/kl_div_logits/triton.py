@@ -15,6 +15,7 @@ from plantops.ops._row_kernels import (
     fixed_order_sum,
     load_block,
     matrix,
+    most_registers,
     row_config,
     start,
     triton_dtype,
@@ -157,7 +158,7 @@ def _value(
         value_kernel, (programs,), s, t, loss, lse_s, lse_t, grad, count, classes, *s.stride(), *t.stride(),
         1.0 / temperature, 1.0 if pointwise else factor, POINTWISE=pointwise, GRADIENT=gradient,
         COMPUTE=triton_dtype(dtype), WIDE=_triton.needs_int64(s, t), ROWS=config.rows, BLOCK=config.block,
-        num_warps=config.num_warps,
+        num_warps=config.num_warps, max_registers=most_registers(dtype),
     )  # fmt: skip
     if not pointwise:
         loss = fixed_order_sum(loss, factor)
@@ -201,6 +202,6 @@ def backward(
         lse_teacher.contiguous(), out, count, classes, *(g.stride() if pointwise else (0, 0)), *s.stride(),
         *t.stride(), 1.0 / temperature, 1.0 if pointwise else scale(student.shape, reduction), POINTWISE=pointwise,
         NORMALISE=config.whole(classes), COMPUTE=triton_dtype(dtype), WIDE=_triton.needs_int64(s, t, g),
-        ROWS=config.rows, BLOCK=config.block, num_warps=config.num_warps,
+        ROWS=config.rows, BLOCK=config.block, num_warps=config.num_warps, max_registers=most_registers(dtype),
     )  # fmt: skip
     return out
