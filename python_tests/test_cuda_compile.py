@@ -45,6 +45,7 @@ def resource_usage(source: Path) -> str:
     return report.read_text()
 
 
+@pytest.mark.timeout(1200)  # minutes where other work shares the cores
 @pytest.mark.skipif(NVCC is None, reason="nvcc not found: set CUDA_HOME or CUDACXX")
 @pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.stem)
 def test_no_stack_and_no_spills(source: Path):
