@@ -140,11 +140,53 @@ def search() -> str:
     )
 
 
+def coverage() -> str:
+    """Networks grown at all their sites at once, beside the same networks pruned once by Torch-Pruning."""
+    rows = read("coverage_compared")
+    lines = []
+    for library in dict.fromkeys(row["library"] for row in rows):
+        own = [row for row in rows if row["library"] == library]
+        sites, grown = (sum(int(row[name] or 0) for row in own) for name in ("sites", "grown_layers"))
+        lines.append(
+            [
+                f"{library} {own[0]['library_version']}",
+                str(len(own)),
+                f"{sum(int(row['sites'] or 0) > 0 for row in own)}",
+                f"{sum(not row['plantops_failure'] for row in own)}",
+                f"{sites:,} ({grown:,} layers)",
+                f"{sum(not row['prune_failure'] for row in own)}",
+                f"{sum(int(row['pruned_layers'] or 0) for row in own):,}",
+            ]
+        )
+    header = [
+        "library",
+        "models",
+        "with sites",
+        "grown, no site fails",
+        "sites",
+        "Torch-Pruning survives",
+        "layers pruned",
+    ]
+    failed = [f"`{row['model']}` ({row['prune_failure']})" for row in rows if row["prune_failure"]]
+    text = (
+        f"{len(rows)} models changed once as a whole, float32, random weights: plantops grows all sites together "
+        "(`plantops.trace` keeps a site only if the outputs stay and the merged model equals the planted one), "
+        f"Torch-Pruning {rows[0]['torch_pruning']} prunes half of the channels at its defaults (layers of 10 outputs, "
+        "as the classifier, left out), after which the forward has to run. Layers that plantops refuses are in its "
+        f"plan, with the reason. torch {rows[0]['torch']}, {rows[-1]['date']}. "
+        "Raw: `benchmarks/results/coverage_compared.csv`.\n\n"
+    )
+    behind = f"\nTorch-Pruning fails on {', '.join(failed)}.\n" if failed else ""
+    return "### Which models grow\n\n" + text + markdown(header, lines) + behind
+
+
 def main() -> None:
     text = README.read_text()
     before, rest = text.split(BEGIN)
     after = rest.split(END)[1]
-    README.write_text(before + BEGIN + "\n".join(["", convolution(), losses(), gpu(), search(), ""]) + END + after)
+    README.write_text(
+        before + BEGIN + "\n".join(["", convolution(), losses(), gpu(), search(), coverage(), ""]) + END + after
+    )
 
 
 if __name__ == "__main__":
