@@ -17,6 +17,13 @@ from plantops.bench.record import read_csv
 from plantops.bench.runner import GREEN
 from plantops.bench.summary import results, summarise
 
+LOOPS = (
+    "loop, teacher each",
+    "loop, cached logits",
+    "split + cat, cached",
+    "loop, cached, compiled",
+    "split + cat, cached, compiled",
+)
 README = Path(__file__).parents[1] / "README.md"
 BEGIN, END = "<!-- results -->\n", "<!-- /results -->\n"
 Row = dict[str, str]
@@ -123,9 +130,33 @@ def gpu() -> str:
     return f"On a GPU, geometric means. {provenance(rows[0])}.\n\n" + markdown(list(lines[0]), body)
 
 
+def sweep() -> str:
+    """One step of a round beside the loops over candidates."""
+    rows = [row for row in read("sweep_cpu") if row["p50_ms"]]
+    body = []
+    for case, found in _cases(rows).items():
+        shared = float(found["shared"]["p50_ms"])
+        times = [f"{found[name]['ratio'][:5]}x" if name in found else "-" for name in LOOPS]
+        body.append([*case, f"{shared:.2f}", *times, f"{100 * float(found['shared']['share_of_peak']):.0f} %"])
+    header = ["width", "channels", "batch", "sites", "shared sweep, ms", *LOOPS, "of peak arithmetic"]
+    return (
+        "One optimizer step of all candidates of a round, the paper's network under a teacher of w = 128, without "
+        "augmentation; loops over candidates as multiples of the shared sweep's time (medians). "
+        f"{provenance(rows[0])}. Raw: `benchmarks/results/sweep_cpu.csv`.\n\n" + markdown(header, body)
+    )
+
+
+def _cases(rows: Iterable[Row]) -> dict[tuple[str, ...], dict[str, Row]]:
+    cases: dict[tuple[str, ...], dict[str, Row]] = {}
+    for row in rows:
+        case = tuple(row[name] for name in ("width", "channels", "batch", "sites"))
+        cases.setdefault(case, {})[row["variant"]] = row
+    return cases
+
+
 def search() -> str:
     """The networks of one CIFAR-10 search."""
-    rows = [row for row in read("cifar10_cpu") if row["kind"] == "network"]
+    rows = [row for row in read("cifar10_sweep") if row["kind"] == "network"]
     body = [
         [row["name"], row["widths"], f"{int(row['parameters']):,}", row["loss"], row["epochs"],
          f"{float(row['train_loss']):.3f}", f"{float(row['test_loss']):.3f}",
@@ -135,8 +166,8 @@ def search() -> str:
     header = ["network", "widths", "parameters", "loss", "epochs", "training loss", "test loss", "test accuracy"]
     first = rows[0]
     return (
-        f"CIFAR-10, one seed, no augmentation, few epochs. {provenance(first)}. "
-        "Raw: `benchmarks/results/cifar10_cpu.csv`.\n\n" + markdown(header, body)
+        f"CIFAR-10, one seed, flips, few epochs. {provenance(first)}. "
+        "Raw: `benchmarks/results/cifar10_sweep.csv`.\n\n" + markdown(header, body)
     )
 
 
@@ -184,9 +215,8 @@ def main() -> None:
     text = README.read_text()
     before, rest = text.split(BEGIN)
     after = rest.split(END)[1]
-    README.write_text(
-        before + BEGIN + "\n".join(["", convolution(), losses(), gpu(), search(), coverage(), ""]) + END + after
-    )
+    tables = (convolution(), losses(), sweep(), gpu(), search(), coverage())
+    README.write_text(before + BEGIN + "\n".join(["", *tables, ""]) + END + after)
 
 
 if __name__ == "__main__":
