@@ -133,12 +133,13 @@ def gpu() -> str:
 def sweep() -> str:
     """One step of a round beside the loops over candidates."""
     rows = [row for row in read("sweep_cpu") if row["p50_ms"]]
+    loops = [name for name in LOOPS if any(row["variant"] == name for row in rows)]
     body = []
     for case, found in _cases(rows).items():
         shared = float(found["shared"]["p50_ms"])
-        times = [f"{found[name]['ratio'][:5]}x" if name in found else "-" for name in LOOPS]
+        times = [f"{float(found[name]['ratio']):.1f}x" if name in found else "-" for name in loops]
         body.append([*case, f"{shared:.2f}", *times, f"{100 * float(found['shared']['share_of_peak']):.0f} %"])
-    header = ["width", "channels", "batch", "sites", "shared sweep, ms", *LOOPS, "of peak arithmetic"]
+    header = ["width", "channels", "batch", "sites", "shared sweep, ms", *loops, "of peak arithmetic"]
     return (
         "One optimizer step of all candidates of a round, the paper's network under a teacher of w = 128, without "
         "augmentation; loops over candidates as multiples of the shared sweep's time (medians). "
