@@ -8,7 +8,7 @@ import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from plantops._cli.defaults import PRESETS, for_command
 from plantops._cli.mistakes import Mistake
@@ -144,31 +144,30 @@ def build(kind: type[Options], values: dict[str, Any], where: str) -> Options:
     Raises:
         Mistake: a name that is no option, a value of another type.
     """
-    fields = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    types = get_type_hints(kind)
     for name, value in values.items():
-        if name not in fields:
-            raise Mistake(f"{where}: {name!r} is no option; the options are {', '.join(fields)}.")
-        expected = str(fields[name].type)
-        if not _fits(value, expected):
-            raise Mistake(f"{where}: {name} must be {expected}, got {value!r}.")
-    return kind(**{name: _as_float(value, str(fields[name].type)) for name, value in values.items()})
+        if name not in types:
+            raise Mistake(f"{where}: {name!r} is no option; the options are {', '.join(types)}.")
+        if not _fits(value, types[name]):
+            raise Mistake(f"{where}: {name} must be {_named(types[name])}, got {value!r}.")
+    return kind(**{name: _as_float(value, types[name]) for name, value in values.items()})
 
 
-def _fits(value: Any, expected: str) -> bool:
-    """The types are strings here (annotations are postponed): ``int | None``, ``Literal["ce", "kl"]``, ..."""
-    if expected.startswith("Literal["):
-        return value in [choice.strip().strip("\"'") for choice in expected[len("Literal[") : -1].split(",")]
-    if value is None:
-        return expected.endswith("| None")
-    plain = expected.partition(" | ")[0]
-    if isinstance(value, bool):
-        return plain == "bool"
-    kinds: dict[str, tuple[type, ...]] = {"str": (str,), "int": (int,), "float": (int, float), "bool": (bool,)}
-    return isinstance(value, kinds[plain])
+def _fits(value: Any, expected: Any) -> bool:
+    """Whether a value from JSON is of a field's type: ``int | None``, ``Literal["ce", "kl"]``, ..."""
+    if get_origin(expected) is Literal:
+        return value in get_args(expected)
+    if get_args(expected):
+        return any(_fits(value, part) for part in get_args(expected))
+    return type(value) in ((int, float) if expected is float else (expected,))
 
 
-def _as_float(value: Any, expected: str) -> Any:
-    return float(value) if expected.startswith("float") and value is not None else value
+def _named(expected: Any) -> str:
+    return expected.__name__ if isinstance(expected, type) else str(expected).replace("typing.", "")
+
+
+def _as_float(value: Any, expected: Any) -> Any:
+    return float(value) if type(value) is int and float in (expected, *get_args(expected)) else value
 
 
 def gist(said: str) -> str:

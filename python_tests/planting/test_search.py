@@ -325,5 +325,5 @@ def test_damaged_and_foreign_networks_are_refused(tmp_path: Path) -> None:
         load_network(tmp_path / "net")
     with pytest.raises(RunError, match="does not exist"):
         load_network(tmp_path / "nothing")
-    with pytest.raises(TypeError, match="model must be a PlantingNet, got Linear"):
+    with pytest.raises(TypeError, match="model must be a PlantingNet or made by name, got Linear"):
         save_network(tmp_path / "x", nn.Linear(1, 1), name="n", role="planted", data={})
