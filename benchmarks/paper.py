@@ -16,13 +16,14 @@ import json
 import os
 import signal
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from harness import RESULTS, table, write_csv
 
+from plantops._cli.mistakes import INTERRUPTED
 from plantops.bench.record import commit
 from plantops.cli import main as plantops
 from plantops.train.run import Run, RunError, read_run
@@ -131,15 +132,22 @@ def carry_on(job: Job, folder: Path) -> int:
 
 
 @contextlib.contextmanager
-def stopped_after(minutes: float | None) -> Iterator[None]:
-    """Ctrl-C to this process when the time is over: plantops then stops behind a checkpoint."""
+def stopped_after(minutes: float | None) -> Iterator[Callable[[], bool]]:
+    """Ctrl-C to this process when the time is over: plantops then stops behind a checkpoint. Yields what tells whether
+    it is over: a run that was just ending ends as if nothing had been."""
+    over: list[bool] = []
     if minutes is None:
-        yield
+        yield lambda: False
         return
-    signal.signal(signal.SIGALRM, lambda *_: os.kill(os.getpid(), signal.SIGINT))
+
+    def stop(*_: object) -> None:
+        over.append(True)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    signal.signal(signal.SIGALRM, stop)
     signal.setitimer(signal.ITIMER_REAL, 60 * minutes)
     try:
-        yield
+        yield lambda: bool(over)
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
 
@@ -229,11 +237,11 @@ def main(given: Sequence[str] | None = None) -> int:
     folder = Path(args.resume)
     folder.mkdir(parents=True, exist_ok=True)
     todo = jobs(args)
-    with stopped_after(args.minutes):
+    with stopped_after(args.minutes) as over:
         for place, job in enumerate(todo, 1):
             if not ended(folder / job.name):
                 print(f"\n{place}/{len(todo)}: {job.name}", flush=True)
-                status = carry_on(job, folder / job.name)
+                status = carry_on(job, folder / job.name) or (INTERRUPTED if over() else 0)
                 if status:
                     print(f"\nStopped at {place}/{len(todo)}, {job.name}. Call again to go on.")
                     return status
@@ -252,3 +260,6 @@ if __name__ == "__main__":
         raise SystemExit(main())
     except RunError as error:
         raise SystemExit(f"paper.py: {error}") from None
+    except KeyboardInterrupt:
+        print("\nStopped. Call again to go on.")
+        raise SystemExit(INTERRUPTED) from None
