@@ -11,6 +11,7 @@ from torch import Tensor
 from plantops.graph.forward import Forward
 from plantops.planting.sweep.program import trunk_program
 from plantops.train.loop import autocast
+from plantops.train.teacher_logits import content_hash
 
 Values = dict[str, Tensor]
 
@@ -45,8 +46,5 @@ class Trunk:
 
     def hash(self) -> str:
         """SHA-256 over the frozen weights and what is kept of their values."""
-        digest = hashlib.sha256(f"{self._precision} {self.names}".encode())
-        for name, tensor in self.forward.model.state_dict().items():
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-        return digest.hexdigest()
+        text = f"{self._precision} {self.names} {content_hash(self.forward.model)}"
+        return hashlib.sha256(text.encode()).hexdigest()
