@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from plantops.nn import GroupSparsity
 from plantops.train.adversarial import Adversarial
 from plantops.train.batches import Batch, batch_count, epoch_batches, eval_batches
 from plantops.train.data import ImageData
+from plantops.train.fused import fused, is_fused
 from plantops.train.objectives import full_precision, make_objective, make_optimizer
 from plantops.train.recipe import Recipe
 from plantops.train.schedule import learning_rate
@@ -85,9 +87,10 @@ def evaluate(model: nn.Module, data: ImageData, *, precision: str = "float32", c
     was_training = model.training
     model.eval()
     tally = Tally(data.device)
+    forward = fused(model, precision)
     with torch.no_grad(), autocast(precision, data.device):
-        for batch in eval_batches(data, EVAL_BATCH, channels_last):
-            logits = full_precision(model(batch.images))
+        for batch in eval_batches(data, EVAL_BATCH, channels_last and not is_fused(forward)):
+            logits = full_precision(forward(batch.images))
             tally.add(F.cross_entropy(logits, batch.labels, reduction="sum"), logits, batch.labels)
     model.train(was_training)
     return tally.score()
@@ -244,6 +247,9 @@ class Trainer:
         parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         if not parameters:
             raise ValueError("model must have a parameter that requires a gradient, got none")
+        self._forward = fused(model, recipe.precision)
+        if is_fused(self._forward):
+            recipe = dataclasses.replace(recipe, channels_last=False)  # what the kernels read fastest
         if recipe.channels_last:
             model.to(memory_format=torch.channels_last)
         self.model, self.recipe, self.epoch = model, recipe, 0
@@ -264,7 +270,7 @@ class Trainer:
         tally = Tally(self._feed.device)
         lr = 0.0
         for batch, teacher_logits, lr in self._feed.epoch(self.epoch):
-            self._learner.step(partial(self.model, batch.images), batch.labels, teacher_logits, lr, tally)
+            self._learner.step(partial(self._forward, batch.images), batch.labels, teacher_logits, lr, tally)
         self.epoch += 1
         return EpochResult.of(
             self.epoch, self.recipe.epochs, lr, tally.score(), self.score_val(), time.perf_counter() - began

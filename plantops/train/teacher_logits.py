@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from plantops.train.batches import Augment, Batch, epoch_batches, version_batches
 from plantops.train.data import ImageData
+from plantops.train.fused import fused
 
 Teacher = Callable[[Tensor], Tensor]
 
@@ -43,6 +44,7 @@ class TeacherLogits:
 
     def __init__(self, teacher: Teacher, *, channels_last: bool = False, cache_bytes: int = 1 << 30) -> None:
         self.teacher = teacher.eval() if isinstance(teacher, nn.Module) else teacher
+        self._forward = fused(teacher) if isinstance(teacher, nn.Module) else teacher
         self.hash = content_hash(teacher)
         self._channels_last = channels_last
         self._cache_bytes = cache_bytes
@@ -88,7 +90,7 @@ class TeacherLogits:
         if self._channels_last and images.dim() == 4:
             images = images.contiguous(memory_format=torch.channels_last)
         with torch.no_grad():
-            return self.teacher(images)
+            return self._forward(images)
 
     def _table(self, data: ImageData, variants: int) -> Tensor:
         key = (self.hash, self._fingerprint(data), variants)

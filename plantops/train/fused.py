@@ -1,0 +1,59 @@
+"""The paper's networks on a CPU, each convolution with the ReLU and the pooling behind it as one call of our kernels.
+
+Narrow convolutions over large images are where general libraries are slowest: a training step takes a half to a quarter
+of the time that the modules take one by one (`benchmarks/bench_training.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from plantops import functional
+from plantops._extension import STATUS
+from plantops.models import PlantingNet
+
+LAYERS = tuple(f"conv{layer}" for layer in range(1, 6))
+
+
+def fused(model: nn.Module, precision: str = "float32") -> Callable[[Tensor], Tensor]:
+    """What computes the logits of ``model`` fastest: the fused forward where it can stand in, else ``model`` itself.
+
+    It stands in for a ``PlantingNet`` without batch norm whose layers are plain and without hooks, in float32 or
+    float64 on a CPU, where the kernels are compiled. The values are those of the modules to rounding; what requires a
+    gradient gets the same one.
+    """
+    return _Fused(model) if _can_fuse(model, precision) else model
+
+
+def is_fused(forward: Callable[[Tensor], Tensor]) -> bool:
+    """Whether ``forward`` came from ``fused`` and is not the model itself."""
+    return isinstance(forward, _Fused)
+
+
+class _Fused:
+    def __init__(self, model: PlantingNet) -> None:
+        self.model = model
+
+    def __call__(self, input: Tensor) -> Tensor:
+        model, x = self.model, input.contiguous()
+        for layer, name in enumerate(LAYERS, 1):
+            conv = getattr(model, name)
+            # No frozen filter: all of the layer is what the op calls planted.
+            x = functional.planted_conv2d(
+                x, conv.weight.detach()[:0], conv.weight, None, None, conv.bias, 1, 1,
+                activation="relu", max_pool=2 if layer in model.pool_after else 1,
+            )  # fmt: skip
+        return model.fc2(torch.relu(model.fc1(torch.flatten(x, 1))))
+
+
+def _can_fuse(model: nn.Module, precision: str) -> bool:
+    if type(model) is not PlantingNet or model.batch_norm or precision != "float32" or not STATUS.loaded:
+        return False
+    kinds = {**dict.fromkeys(LAYERS, nn.Conv2d), "fc1": nn.Linear, "fc2": nn.Linear}
+    plain = all(type(getattr(model, name)) is kind for name, kind in kinds.items())
+    hooked = any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+    weight = model.conv1.weight
+    return plain and not hooked and weight.device.type == "cpu" and weight.dtype in (torch.float32, torch.float64)
