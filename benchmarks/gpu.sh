@@ -95,7 +95,8 @@ tests() {
   local parallel=()
   if [[ ! $dry ]] && have xdist; then parallel=(-n 8 --dist loadfile); fi
   run 580 "$python" -m pytest -p no:cacheprovider "${parallel[@]}" --junitxml "$out/test.xml" \
-    python_tests/ops python_tests/nn python_tests/embed python_tests/bench python_tests/test_registration.py python_tests/test_imports.py
+    python_tests/ops python_tests/nn python_tests/embed python_tests/bench python_tests/planting/test_replay.py \
+    python_tests/train/test_batches.py python_tests/test_registration.py python_tests/test_imports.py
 }
 
 # sanitizer TOOL OPTION...: every allocation is one of its own, so that a read or write past its end is seen.

@@ -60,7 +60,7 @@ class Batch(NamedTuple):
         return self.index if self.mirrored is None else self.index + samples * self.mirrored
 
 
-class _Draws(NamedTuple):
+class Draws(NamedTuple):
     """One epoch's random numbers, one entry per sample of the part."""
 
     top: Tensor  # int64: the window's first row, relative to the image's
@@ -106,9 +106,12 @@ def epoch_batches(
     samples = len(data)
     count = batch_count(samples, batch_size, drop_last)
     order = epoch_order(samples, seed=seed, keys=keys, shuffle=shuffle).to(data.device)
-    draws = _draw(samples, augment, seed, keys, data.device) if augment else None
-    flips_alone = augment is not None and augment.variants == 2
-    return _batches(data, order[: count * batch_size], batch_size, draws, channels_last, flips_alone)
+    draws = epoch_draws(samples, augment, seed=seed, keys=keys)
+    if draws is not None:
+        draws = Draws(*(draw.to(data.device) for draw in draws))
+    begins = range(0, min(samples, count * batch_size), batch_size)
+    indices = (order[begin : begin + batch_size] for begin in begins)
+    return (make_batch(data, index, draws, augment, channels_last) for index in indices)
 
 
 def eval_batches(
@@ -125,23 +128,23 @@ def version_batches(data: ImageData, batch_size: int, variants: int, channels_la
         yield from eval_batches(data, batch_size, channels_last, mirrored=bool(mirrored))
 
 
-def _batches(
-    data: ImageData, order: Tensor, batch_size: int, draws: _Draws | None, channels_last: bool, flips_alone: bool
-) -> Iterator[Batch]:
-    for begin in range(0, len(order), batch_size):
-        index = order[begin : begin + batch_size]
-        images = data.images[index]
-        if draws is None:
-            images = data.normalise(images)
-        else:
-            images = _cut(data, images, _Draws(*(draw[index] for draw in draws)))
-        if channels_last:
-            images = images.contiguous(memory_format=torch.channels_last)
-        mirrored = draws.mirror[index] if draws is not None and flips_alone else None
-        yield Batch(index, images, data.labels[index], mirrored)
+def make_batch(
+    data: ImageData, index: Tensor, draws: Draws | None, augment: Augment | None = None, channels_last: bool = False
+) -> Batch:
+    """The images at ``index`` (int64 [B]) of ``data`` as ``draws`` has them; ``draws``: None without augmentation."""
+    images = data.images[index]
+    images = data.normalise(images) if draws is None else _cut(data, images, Draws(*(draw[index] for draw in draws)))
+    if channels_last:
+        images = images.contiguous(memory_format=torch.channels_last)
+    flips_alone = augment is not None and augment.variants == 2
+    mirrored = draws.mirror[index] if draws is not None and flips_alone else None
+    return Batch(index, images, data.labels[index], mirrored)
 
 
-def _draw(samples: int, augment: Augment, seed: int, keys: tuple[int | str, ...], device: torch.device) -> _Draws:
+def epoch_draws(samples: int, augment: Augment | None, *, seed: int, keys: tuple[int | str, ...] = ()) -> Draws | None:
+    """What the augmentation of one epoch draws, on the CPU; None where there is none."""
+    if not augment:
+        return None
     top = left = torch.zeros(samples, dtype=torch.int64)
     mirror = torch.zeros(samples, dtype=torch.bool)
     if augment.crop:
@@ -149,10 +152,10 @@ def _draw(samples: int, augment: Augment, seed: int, keys: tuple[int | str, ...]
         top, left = torch.randint(-augment.crop, augment.crop + 1, (2, samples), generator=crops)
     if augment.flip:
         mirror = torch.randint(0, 2, (samples,), generator=generator(seed, *keys, "flip")).bool()
-    return _Draws(top.to(device), left.to(device), mirror.to(device))
+    return Draws(top, left, mirror)
 
 
-def _cut(data: ImageData, images: Tensor, draws: _Draws) -> Tensor:
+def _cut(data: ImageData, images: Tensor, draws: Draws) -> Tensor:
     """Every image's own window (mirrored or not), normalised; zero outside the image.
 
     One gather on the stored bytes: no padded copy, and the arithmetic runs on the window's pixels only.

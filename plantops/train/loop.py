@@ -57,7 +57,10 @@ class EpochResult:
 
 
 class Tally:
-    """Sums on the device in float64 and in batch order: no waiting for the device, and the same bits every time."""
+    """Sums on the device in float64 and in batch order: no waiting for the device, and the same bits every time.
+
+    ``sums``: the tensors that change, always the same ones.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self._loss = torch.zeros((), dtype=torch.float64, device=device)
@@ -70,8 +73,19 @@ class Tally:
         self._right += (logits.argmax(1) == labels).sum()
         self._count += len(labels)
 
-    def score(self) -> Score:
-        count = max(1, self._count)
+    @property
+    def sums(self) -> list[Tensor]:
+        return [self._loss, self._right]
+
+    def clear(self) -> None:
+        """Begin anew."""
+        self._count = 0
+        for total in self.sums:
+            total.zero_()
+
+    def score(self, count: int | None = None) -> Score:
+        """``count``: of the samples, where steps were replayed and could not be counted; default: as added."""
+        count = max(1, self._count if count is None else count)
         return Score(self._loss.item() / count, self._right.item() / count)
 
 
@@ -124,12 +138,15 @@ class Learner:
         self.learn(forward, labels, teacher_logits, tally)
         self.update()
 
-    def begin(self, lr: float) -> None:
-        """A step at learning rate ``lr`` begins: no gradient yet."""
+    def begin(self, lr: float | Tensor) -> None:
+        """A step at learning rate ``lr`` begins: no gradient yet.
+
+        A tensor (float32 on a GPU, float64 on a CPU) is read on its device, so captured steps follow its value.
+        """
         for group in self._optimizer.param_groups:
             group["lr"] = lr
         if isinstance(self._objective, Adversarial):
-            self._objective.pace(lr / self._lr)
+            self._objective.pace(float(lr) / self._lr)
         self._optimizer.zero_grad(set_to_none=True)
 
     def learn(self, forward: Callable[[], Tensor], labels: Tensor, teacher_logits: Tensor | None, tally: Tally) -> None:
@@ -146,16 +163,41 @@ class Learner:
         self._scaler.step(self._optimizer)
         self._scaler.update()
 
+    @contextlib.contextmanager
+    def rehearsal(self) -> Iterator[None]:
+        """Steps inside leave no trace but in the parameters: the optimizer's state is as before, where there was none
+        it is there and zero (which is how SGD and AdamW begin)."""
+        before = {
+            parameter: {name: value.clone() for name, value in own.items() if isinstance(value, Tensor)}
+            for parameter, own in self._optimizer.state.items()
+        }
+        yield
+        for parameter, own in self._optimizer.state.items():
+            for name, value in own.items():
+                if isinstance(value, Tensor):
+                    value.copy_(before[parameter][name] if parameter in before else torch.zeros_like(value))
+        self.forget_gradients()
+
+    def forget_gradients(self) -> None:
+        """Give back the memory of the gradients."""
+        self._optimizer.zero_grad(set_to_none=True)
+
     def state(self) -> dict[str, Any]:
         """Everything but the parameters that changes, loadable with ``weights_only=True``."""
         state = {"optimizer": self._optimizer.state_dict(), "scaler": self._scaler.state_dict()}
+        for group in state["optimizer"]["param_groups"]:
+            group["lr"] = float(group["lr"])
         return {**state, "objective": self._objective.state()} if isinstance(self._objective, Adversarial) else state
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Put back what ``state`` was."""
         if isinstance(self._objective, Adversarial):
             self._objective.load(state["objective"])
+        capturable = [group.get("capturable") for group in self._optimizer.param_groups]
         self._optimizer.load_state_dict(dict(state["optimizer"]))
+        for group, own in zip(self._optimizer.param_groups, capturable, strict=True):
+            if own is not None:  # of this device, whatever the state was saved on
+                group["capturable"] = own
         self._scaler.load_state_dict(dict(state["scaler"]))
 
 
@@ -187,32 +229,37 @@ class Feed:
         if len(train) == 0:
             raise ValueError("train must hold at least one sample, got 0")
         self.device = train.device
-        self._train, self._recipe = train, recipe
-        self._teacher = teacher if recipe.needs_teacher else None
-        self._seed, self._keys, self._batch_done = seed, keys, batch_done
-        self._steps = batch_count(len(train), recipe.batch_size)
+        self.train, self.recipe = train, recipe
+        self.teacher = teacher if recipe.needs_teacher else None
+        self.seed, self.keys, self.batch_done = seed, keys, batch_done
+        self.steps = batch_count(len(train), recipe.batch_size)
 
     def epoch(self, epoch: int) -> Iterator[tuple[Batch, Tensor | None, float]]:
         """(batch, teacher's logits or None, learning rate) of every step of epoch number ``epoch``, from 0."""
-        recipe, total = self._recipe, self._recipe.epochs * self._steps
+        rates = self.rates(epoch)
         for place, (batch, logits) in enumerate(self._batches(epoch)):
-            lr = learning_rate(recipe.schedule, recipe.lr, epoch * self._steps + place, total)
-            yield batch, logits, lr
-            if self._batch_done is not None:
-                self._batch_done(place + 1, self._steps)
+            yield batch, logits, rates[place]
+            if self.batch_done is not None:
+                self.batch_done(place + 1, self.steps)
+
+    def rates(self, epoch: int) -> list[float]:
+        """The learning rate of every step of epoch number ``epoch``."""
+        recipe, first = self.recipe, epoch * self.steps
+        total = recipe.epochs * self.steps
+        return [learning_rate(recipe.schedule, recipe.lr, first + place, total) for place in range(self.steps)]
 
     def _batches(self, epoch: int) -> Iterator[tuple[Batch, Tensor | None]]:
-        recipe = self._recipe
+        recipe = self.recipe
         how: dict[str, Any] = {
-            "seed": self._seed,
-            "keys": (*self._keys, epoch),
+            "seed": self.seed,
+            "keys": (*self.keys, epoch),
             "augment": recipe.augment,
             "channels_last": recipe.channels_last,
         }
-        if self._teacher is not None:
-            yield from self._teacher.batches(self._train, recipe.batch_size, **how)
+        if self.teacher is not None:
+            yield from self.teacher.batches(self.train, recipe.batch_size, **how)
             return
-        for batch in epoch_batches(self._train, recipe.batch_size, **how):
+        for batch in epoch_batches(self.train, recipe.batch_size, **how):
             yield batch, None
 
 

@@ -81,4 +81,6 @@ def make_optimizer(recipe: Recipe, parameters: list[torch.nn.Parameter]) -> torc
             weight_decay=recipe.weight_decay,
             fused=True,
         )
-    return torch.optim.AdamW(parameters, lr=recipe.lr, weight_decay=recipe.weight_decay, fused=True)
+    return torch.optim.AdamW(
+        parameters, lr=recipe.lr, weight_decay=recipe.weight_decay, fused=True, capturable=parameters[0].is_cuda
+    )

@@ -65,11 +65,11 @@ class TeacherLogits:
         """``epoch_batches`` with the teacher's logits ``[B, K]`` beside each batch; ``channels_last``: of the batch."""
         batches = epoch_batches(data, batch_size, seed=seed, keys=keys, augment=augment, channels_last=channels_last)
         if augment.variants is not None:
-            table = self._table(data, augment.variants)
+            table = self.table(data, augment.variants)
             for batch in batches:
                 yield batch, table[batch.rows(len(data))]
             return
-        key = (self.hash, self._fingerprint(data), batch_size, seed, keys, augment, self._channels_last)
+        key = self._epoch_key(data, batch_size, seed, keys, augment)
         if key in self._epochs:
             yield from zip(batches, self._epochs[key].split(batch_size), strict=True)
             return
@@ -77,9 +77,26 @@ class TeacherLogits:
         for batch in batches:
             seen.append(self.logits(batch.images))
             yield batch, seen[-1]
-        rows = torch.cat(seen)
-        if sum(kept.nbytes for kept in self._epochs.values()) + rows.nbytes <= self._cache_bytes:
-            self._epochs[key] = rows
+        self._keep(key, torch.cat(seen))
+
+    def epoch_rows(
+        self, data: ImageData, batch_size: int, *, seed: int, keys: tuple[int | str, ...], augment: Augment
+    ) -> Tensor | None:
+        """The rows ``[N, K]`` of one epoch of crops in its order, where they are kept."""
+        return self._epochs.get(self._epoch_key(data, batch_size, seed, keys, augment))
+
+    def keep_epoch(
+        self,
+        rows: Tensor,
+        data: ImageData,
+        batch_size: int,
+        *,
+        seed: int,
+        keys: tuple[int | str, ...],
+        augment: Augment,
+    ) -> None:
+        """Keep ``rows`` for whoever trains on the same epoch next, if they fit."""
+        self._keep(self._epoch_key(data, batch_size, seed, keys, augment), rows)
 
     def forget(self) -> None:
         """Drop the kept epochs of augmented images; nobody will ask for them again."""
@@ -92,12 +109,22 @@ class TeacherLogits:
         with torch.no_grad():
             return self._forward(images)
 
-    def _table(self, data: ImageData, variants: int) -> Tensor:
+    def table(self, data: ImageData, variants: int) -> Tensor:
+        """The logits ``[variants N, K]`` of every version of every image, in the order of ``Batch.rows``."""
         key = (self.hash, self._fingerprint(data), variants)
         if key not in self._tables:
             batches = version_batches(data, EVAL_BATCH, variants)
             self._tables[key] = torch.cat([self.logits(batch.images) for batch in batches])
         return self._tables[key]
+
+    def _epoch_key(
+        self, data: ImageData, batch_size: int, seed: int, keys: tuple[int | str, ...], augment: Augment
+    ) -> tuple[object, ...]:
+        return (self.hash, self._fingerprint(data), batch_size, seed, keys, augment, self._channels_last)
+
+    def _keep(self, key: tuple[object, ...], rows: Tensor) -> None:
+        if sum(kept.nbytes for kept in self._epochs.values()) + rows.nbytes <= self._cache_bytes:
+            self._epochs[key] = rows
 
     def _fingerprint(self, data: ImageData) -> str:
         held = self._fingerprints.get(id(data))

@@ -1,85 +1,24 @@
 """The sweep in one pass trains every candidate as the loop does, keeps what it may keep, and holds what it says."""
 
 import copy
-import gc
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from plantops.graph.capture import Untraceable
 from plantops.graph.forward import Forward
-from plantops.models import PlantingNet
-from plantops.planting import Planter, PlanterConfig, trunk_hash
-from plantops.planting.candidate import Candidate, plant_growth, sweep_loop
-from plantops.planting.search import wanted_growths
+from plantops.planting import trunk_hash
+from plantops.planting.candidate import sweep_loop
 from plantops.planting.sweep import round as one_pass
 from plantops.planting.sweep.features import FeatureStore
 from plantops.planting.sweep.trunk import Trunk
 from plantops.train.batches import Augment, epoch_batches
 from plantops.train.data import ImageData
-from plantops.train.run import Run, read_run
-from plantops.train.session import Session
-
-
-class Residual(nn.Module):
-    """A block with a sum around it, a norm inside, and layers that grow together."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem = nn.Conv2d(3, 4, 3, padding=1)
-        self.conv1, self.norm1 = nn.Conv2d(4, 5, 3, padding=1, stride=2, bias=False), nn.BatchNorm2d(5)
-        self.conv2 = nn.Conv2d(5, 6, 3, padding=1, padding_mode="reflect")
-        self.short = nn.Conv2d(4, 6, 1, stride=2)
-        self.act, self.pool, self.drop = nn.ReLU(inplace=True), nn.MaxPool2d(2), nn.Dropout(0.5)
-        self.hidden, self.head = nn.Linear(6 * 2 * 2, 8), nn.Linear(8, 5)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.act(self.stem(x))
-        inner = self.act(self.norm1(self.conv1(x)))
-        total = self.conv2(inner)
-        total += self.short(x)
-        y = self.pool(F.relu(total, inplace=True))
-        return self.head(self.drop(self.act(self.hidden(y.reshape(y.size(0), -1)))))
-
-
-class Unfollowed(nn.Module):
-    """The convolution can be followed for the example's sizes only."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv1, self.conv2, self.head = nn.Conv2d(3, 3, 3), nn.Conv2d(3, 4, 3), nn.Linear(4, 5)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.conv1(x).relu()
-        if x.shape[2] > 2:
-            x = self.conv2(x)
-        return self.head(x.mean((2, 3)))
-
-
-def network(kind: str, dtype: torch.dtype) -> nn.Module:
-    own = torch.Generator().manual_seed(5)
-    if kind in ("chain", "normed"):
-        model: nn.Module = PlantingNet(
-            [4] * 5, 5, image_size=8, fc_width=12, batch_norm=kind == "normed", generator=own
-        )
-    else:
-        model = {"residual": Residual, "unfollowed": Unfollowed}[kind]()
-    with torch.no_grad():
-        for name, tensor in sorted(model.state_dict().items()):
-            if tensor.is_floating_point():
-                drawn = torch.randn(tensor.shape, generator=own)
-                tensor.copy_(drawn.abs() + 0.5 if "running_var" in name else drawn / max(1, tensor[0].numel()) ** 0.5)
-    return model.to(dtype)
-
-
-def images(count: int, seed: int) -> ImageData:
-    own = torch.Generator().manual_seed(seed)
-    pixels, labels = torch.rand(count, 3, 8, 8, generator=own), torch.randint(0, 5, (count,), generator=own)
-    return ImageData(pixels, labels, torch.full((3,), 0.5), torch.full((3,), 0.3), 5)
+from plantops.train.run import Run
+from python_tests.planting.sweeps import AUGMENTED, held_after_rounds, images, network, planter, records, trained
 
 
 @pytest.fixture(autouse=True)
@@ -88,35 +27,6 @@ def double_images(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatc
     dtype = getattr(request.node, "callspec", None) and request.node.callspec.params.get("dtype", torch.float32)
     whole = ImageData.normalise
     monkeypatch.setattr(ImageData, "normalise", lambda self, images: whole(self, images).to(dtype or torch.float32))
-
-
-def planter(kind: str, dtype: torch.dtype = torch.float32, run: Run | None = None, **changes: Any) -> Planter:
-    fields = {"channels": 2, "epochs": 2, "batch_size": 12, "lr": 0.05, "init": "kaiming", "grow_linear": True}
-    own = torch.Generator().manual_seed(9)
-    teacher = PlantingNet([6] * 5, 5, image_size=8, fc_width=12, generator=own).to(dtype)
-    session = None if run is None else Session(run)
-    config = PlanterConfig(**{**fields, **changes})
-    return Planter(network(kind, dtype), teacher, images(30, 0), images(20, 1), config, session=session)
-
-
-Trained = tuple[list[Candidate], list[Tensor], list[Tensor]]
-
-
-def trained(search: Planter, sweep: Any, sites: list[str] | None = None) -> Trained:
-    """Candidates of one round, and for each what its blocks were and have become."""
-    around, student = search.around, search.initial
-    growths = [growth for growth in wanted_growths(2, student.plan) if sites is None or growth.site in sites]
-    starts = []
-    for growth in growths:
-        state = plant_growth(around, student, 1, growth).state_dict()
-        starts.append({name: tensor.double().clone() for name, tensor in state.items()})
-    candidates = sweep(around, student, 1, growths)
-    ends, begins = [], []
-    for candidate, start in zip(candidates, starts, strict=True):
-        blocks = around.session.tensors(candidate.key)
-        ends.append(torch.cat([tensor.double().flatten() for tensor in blocks.values()]))
-        begins.append(torch.cat([start[name].flatten() for name in blocks]))
-    return candidates, begins, ends
 
 
 def check_alike(search: dict[str, Any], tolerance: float, loss_tolerance: float) -> None:
@@ -132,9 +42,6 @@ def check_alike(search: dict[str, Any], tolerance: float, loss_tolerance: float)
         assert (one.key, one.parameters, one.macs) == (other.key, other.parameters, other.macs)
     if tolerance < 1e-6:
         assert min(loop, key=lambda c: c.loss).growth == min(shared, key=lambda c: c.loss).growth
-
-
-AUGMENTED = [{}, {"flip": True}, {"crop": 1, "flip": True}]
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
@@ -183,10 +90,6 @@ def test_nothing_else_moves(augmented: dict[str, Any]) -> None:
     trained(search, one_pass.sweep_shared)
     assert trunk_hash(search.initial.model) == before[0]
     assert torch.equal(search.around.train.images, before[1])
-
-
-def records(path: Path, kind: str) -> list[dict[str, Any]]:
-    return [record for record in read_run(path).metrics if record["kind"] == kind]
 
 
 def test_the_run_says_how_each_candidate_was_trained(tmp_path: Path) -> None:
@@ -267,19 +170,8 @@ def test_kept_features_are_the_trunks(trunk: Trunk, tmp_path: Path, monkeypatch:
     assert not folder.exists()
 
 
-def bytes_of(entry: Any) -> int:
-    return entry.nbytes if type(entry) is Tensor and entry.layout == torch.strided else 0
-
-
 def test_fifty_rounds_hold_no_more_than_two() -> None:
-    search = planter("chain", epochs=1)
-    held = []
-    for _ in range(50):
-        candidates, _, _ = trained(search, one_pass.sweep_shared, ["conv1", "conv3"])
-        search.around.session.forget(candidate.key for candidate in candidates)
-        search.around.session._finished.clear()
-        gc.collect()
-        held.append(sum(bytes_of(entry) for entry in gc.get_objects()))
+    held = held_after_rounds(planter("chain", epochs=1), one_pass.sweep_shared, 50)
     assert held[-1] == held[1]
 
 

@@ -41,7 +41,8 @@ class FeatureStore:
         if variants is None or len(data) == 0:
             return lambda batch: trunk(batch.images)
         size = trunk.bytes_per_sample(_images(data, channels_last)) * len(data) * variants
-        folder = None if size <= self._budget else self._folder
+        # A GPU computes the values again in less time than they take from a disk.
+        folder = self._folder if size > self._budget and data.device.type == "cpu" else None
         if size > self._budget and (folder is None or not _has_room(folder, 2 * size)):
             return lambda batch: trunk(batch.images)
         if folder is None:

@@ -6,6 +6,7 @@ import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -23,7 +24,9 @@ from plantops.planting.candidate import (
     sweep_loop,
 )
 from plantops.planting.sweep.features import FeatureStore
+from plantops.planting.sweep.graphs import CudaGraphs, Graphs
 from plantops.planting.sweep.program import Program, make_program
+from plantops.planting.sweep.replay import ReplayedTrainer, run_reason
 from plantops.planting.sweep.train import Member, SweepTrainer
 from plantops.planting.sweep.trunk import Trunk
 from plantops.planting.trunk import planted_parameters
@@ -72,7 +75,8 @@ def sweep_shared(around: Surroundings, student: Student, round: int, growths: li
         own = [plan for plan, owner in zip(plans, owners, strict=True) if owner == worker]
         groups += [(worker, group) for group in _groups(own, around.config.sweep_memory)]
     peak = max(_held(group) for _, group in groups)
-    session.record("sweep", round=round, mode="shared", sites=modes, groups=len(groups), batch_bytes=peak)
+    steps = _steps_record(_run_reason(around))
+    session.record("sweep", round=round, mode="shared", sites=modes, groups=len(groups), batch_bytes=peak, **steps)
     shares = [_share(around, round, forward, owner, group) for owner, group in groups]
     finished = session.fit_spread(shares, phase="candidate")
     trained = {
@@ -161,22 +165,40 @@ def _share(around: Surroundings, round: int, forward: Forward, owner: int, group
         feed = Feed(
             around.train, recipe, around.teacher, seed=config.seed, keys=("round", round), batch_done=batch_done
         )
-        return SweepTrainer(
-            [Member(plan.planted, plan.program) for plan in group],
-            feed,
-            recipe,
-            store.of(around.train, recipe.augment.variants if again else None, recipe.channels_last),
-            around.val,
-            store.of(around.val, 1 if again else None, recipe.channels_last),
-            store.close,
-            config.seed,
+        members = [Member(plan.planted, plan.program) for plan in group]
+        features = store.of(around.train, recipe.augment.variants if again else None, recipe.channels_last)
+        val_features = store.of(around.val, 1 if again else None, recipe.channels_last)
+        graphs = make_graphs(around)
+        if graphs is None:
+            return SweepTrainer(members, feed, recipe, features, around.val, val_features, store.close, config.seed)
+        return ReplayedTrainer(
+            members, feed, recipe, features, around.val, val_features, store.close, graphs=graphs, refused=refused
         )
+
+    def refused(reason: str) -> None:
+        session.record("sweep", round=round, mode="shared", **_steps_record(reason))
 
     labels = [{"round": round, "site": plan.growth.site} for plan in group]
     parts = [
         Part(key_of(round, plan.growth), plan.growth.site, label) for plan, label in zip(group, labels, strict=True)
     ]
     return Share(owner, parts, make_trainer)
+
+
+def make_graphs(around: Surroundings) -> Graphs | None:
+    """What captures the steps; None where they are run."""
+    return CudaGraphs(around.train.device) if _run_reason(around) is None else None
+
+
+def _run_reason(around: Surroundings) -> str | None:
+    """Why steps are run one by one; None where they are captured."""
+    if around.train.device.type != "cuda":
+        return "they are not on a GPU"
+    return run_reason(around.config.recipe(), around.teacher)
+
+
+def _steps_record(reason: str | None) -> dict[str, Any]:
+    return {"steps": "captured"} if reason is None else {"steps": "run", "steps_reason": reason}
 
 
 def _folder(around: Surroundings) -> Path | None:

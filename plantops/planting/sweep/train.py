@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from plantops.planting.sweep.graphs import Branches
 from plantops.planting.sweep.program import Program
 from plantops.planting.sweep.trunk import Values
 from plantops.planting.trunk import planted_parameters, trunk_state
@@ -74,6 +76,7 @@ class SweepTrainer:
             Learner(recipe, [p for m in group for p in planted_parameters(m.planted)], seed=seed) for group in groups
         ]
         self._val, self._val_features = val if val is not None and len(val) else None, val_features
+        self._branches: Callable[[int], contextlib.AbstractContextManager[Branches]] = _in_turn
 
     @property
     def finished(self) -> bool:
@@ -82,28 +85,34 @@ class SweepTrainer:
     def run_epoch(self) -> list[EpochResult]:
         """Train one more epoch and score the held-out part; the time is shared out evenly."""
         began = time.perf_counter()
-        for member in self.members:
-            member.planted.train()
-        tallies = [Tally(self._feed.device) for _ in self.members]
-        lr = 0.0
-        for batch, teacher_logits, lr in self._feed.epoch(self.epoch):
-            self.step(batch, teacher_logits, lr, tallies)
+        train, lr = self._train_epoch()
         self.epoch += 1
-        train, val = [tally.score() for tally in tallies], self._score_val()
+        val = self._score_val()
         seconds = (time.perf_counter() - began) / len(self.members)
         return [
             EpochResult.of(self.epoch, self.recipe.epochs, lr, *scores, seconds)
             for scores in zip(train, val, strict=True)
         ]
 
-    def step(self, batch: Batch, teacher_logits: Tensor | None, lr: float, tallies: list[Tally]) -> None:
+    def _train_epoch(self) -> tuple[list[Score], float]:
+        for member in self.members:
+            member.planted.train()
+        tallies = [Tally(self._feed.device) for _ in self.members]
+        lr = 0.0
+        for batch, teacher_logits, lr in self._feed.epoch(self.epoch):
+            self.step(batch, teacher_logits, lr, tallies)
+        return [tally.score() for tally in tallies], lr
+
+    def step(self, batch: Batch, teacher_logits: Tensor | None, lr: float | Tensor, tallies: list[Tally]) -> None:
         """One optimizer step of every candidate."""
         values = self._features(batch)
         for learner in self._learners:
             learner.begin(lr)
-        for place, (member, tally) in enumerate(zip(self.members, tallies, strict=True)):
-            learner = self._learners[place % len(self._learners)]
-            learner.learn(partial(member.program, values), batch.labels, teacher_logits, tally)
+        with self._branches(len(self.members)) as branches:
+            for place, (member, tally, branch) in enumerate(zip(self.members, tallies, branches, strict=True)):
+                learner = self._learners[place % len(self._learners)]
+                with branch:
+                    learner.learn(partial(member.program, values), batch.labels, teacher_logits, tally)
         for learner in self._learners:
             learner.update()
 
@@ -132,11 +141,22 @@ class SweepTrainer:
         for member in self.members:
             member.planted.eval()
         tallies = [Tally(self._val.device) for _ in self.members]
-        with torch.no_grad(), autocast(self.recipe.precision, self._val.device):
-            for batch in eval_batches(self._val, EVAL_BATCH, self.recipe.channels_last):
-                values = self._val_features(batch)
-                for member, tally in zip(self.members, tallies, strict=True):
-                    logits = full_precision(member.program(values))
-                    loss = nn.functional.cross_entropy(logits, batch.labels, reduction="sum")
-                    tally.add(loss, logits, batch.labels)
+        for batch in eval_batches(self._val, EVAL_BATCH, self.recipe.channels_last):
+            self._score_step(batch, tallies)
         return [tally.score() for tally in tallies]
+
+    def _score_step(self, batch: Batch, tallies: list[Tally]) -> None:
+        """Add what every candidate makes of a held-out batch."""
+        with torch.no_grad(), autocast(self.recipe.precision, batch.images.device):
+            values = self._val_features(batch)
+            with self._branches(len(self.members)) as branches:
+                for member, tally, branch in zip(self.members, tallies, branches, strict=True):
+                    with branch:
+                        logits = full_precision(member.program(values))
+                        loss = nn.functional.cross_entropy(logits, batch.labels, reduction="sum")
+                        tally.add(loss, logits, batch.labels)
+
+
+@contextlib.contextmanager
+def _in_turn(count: int) -> Iterator[Branches]:
+    yield [contextlib.nullcontext()] * count
