@@ -50,8 +50,10 @@ def test_a_frozen_layer_gets_no_gradient() -> None:
     model = network()
     model.conv2.requires_grad_(False)
     fused(model)(batch(torch.float32)).sum().backward()
-    assert model.conv2.weight.grad is None and model.conv2.bias.grad is None
-    assert model.conv1.weight.grad is not None and model.conv3.weight.grad is not None
+    assert model.conv2.weight.grad is None
+    assert model.conv2.bias.grad is None
+    assert model.conv1.weight.grad is not None
+    assert model.conv3.weight.grad is not None
 
 
 def _hooked() -> nn.Module:
@@ -66,7 +68,7 @@ def _planted() -> nn.Module:
 
 
 @pytest.mark.parametrize(
-    "make, precision",
+    ("make", "precision"),
     [
         (lambda: network(batch_norm=True), "float32"),
         (_hooked, "float32"),
@@ -116,8 +118,10 @@ def test_training_scoring_and_teaching_are_those_of_the_modules(
     for module in (loop, teacher_logits):
         monkeypatch.setattr(module, "fused", lambda model, precision="float32": model)
     plain_weights, plain_train_loss, plain_loss = train()
-    assert train_loss == pytest.approx(plain_train_loss, rel=1e-5) and loss == pytest.approx(plain_loss, rel=1e-5)
+    assert train_loss == pytest.approx(plain_train_loss, rel=1e-5)
+    assert loss == pytest.approx(plain_loss, rel=1e-5)
     start = list(network().parameters())
     for fast, plain, first in zip(weights, plain_weights, start, strict=True):
         moved = (plain - first).norm()
-        assert moved > 0 and (fast - plain).norm() < 1e-3 * moved
+        assert moved > 0
+        assert (fast - plain).norm() < 1e-3 * moved
