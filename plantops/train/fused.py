@@ -7,6 +7,7 @@ of the time that the modules take one by one (`benchmarks/bench_training.py`).
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -49,11 +50,11 @@ class _Fused:
         return model.fc2(torch.relu(model.fc1(torch.flatten(x, 1))))
 
 
-def _can_fuse(model: nn.Module, precision: str) -> bool:
+def _can_fuse(model: nn.Module, precision: str) -> TypeGuard[PlantingNet]:
     if type(model) is not PlantingNet or model.batch_norm or precision != "float32" or not STATUS.loaded:
         return False
     kinds = {**dict.fromkeys(LAYERS, nn.Conv2d), "fc1": nn.Linear, "fc2": nn.Linear}
     plain = all(type(getattr(model, name)) is kind for name, kind in kinds.items())
     hooked = any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
-    weight = model.conv1.weight
+    weight = model.get_parameter("conv1.weight")
     return plain and not hooked and weight.device.type == "cpu" and weight.dtype in (torch.float32, torch.float64)
