@@ -15,7 +15,7 @@ from plantops.graph.layers import widths
 @dataclass(frozen=True)
 class Use:
     """A call of a layer of a site: ``kind``, ``repeat`` and ``again`` as in ``Event``, shapes of what it reads and
-    gives, or None."""
+    gives, or None. ``step``: filters of a producer that ``repeat`` entries of a reader belong to."""
 
     kind: str
     name: str
@@ -23,26 +23,28 @@ class Use:
     reads: Sequence[int] | None = None
     gives: Sequence[int] | None = None
     again: bool = False
+    step: int = 1
 
 
-def cost(uses: Sequence[Use], modules: Mapping[str, nn.Module], samples: int) -> tuple[int, int]:
-    """Parameters, and multiply-accumulates for one sample, that one more channel adds in the layers of a site.
+def cost(uses: Sequence[Use], modules: Mapping[str, nn.Module], samples: int, step: int = 1) -> tuple[int, int]:
+    """Parameters, and multiply-accumulates for one sample, that one more channel adds in the layers of a site, whose
+    channels are counted as filters of a producer with this ``step``.
 
     Where channels come in blocks (grouped convolutions, group norm) it is the share of one channel in a block. Layers
     of unknown shapes count no multiply-accumulates.
     """
     parameters = macs = 0.0
-    produced = {use.name for use in uses if use.kind == "producer"}
+    produced = {use.name: use.step for use in uses if use.kind == "producer"}
     for use in uses:
         module = modules[use.name]
         own = sum(parameter.numel() for parameter in module._parameters.values() if parameter is not None)
         if use.kind == "producer":
-            parameters += 0 if use.again else own / widths(module)[1]
-            macs += _weights(module) / widths(module)[1] * _positions(use, module)
+            parameters += 0 if use.again else own / widths(module)[1] * use.step
+            macs += _weights(module) / widths(module)[1] * use.step * _positions(use, module)
         elif use.kind == "consumer":
             column = _weights(module) / widths(module)[0] * use.repeat
             if use.name in produced:  # the new filters read the new channels, too
-                column += column / widths(module)[1]
+                column += column / widths(module)[1] * produced[use.name]
             parameters += 0 if use.again else column
             macs += column * _positions(use, module)
         elif use.kind == "conv":
@@ -50,7 +52,7 @@ def cost(uses: Sequence[Use], modules: Mapping[str, nn.Module], samples: int) ->
             macs += _weights(module) / widths(module)[0] * use.repeat * _positions(use, module)
         else:
             parameters += 0 if use.again else own / features(module) * use.repeat
-    return round(parameters), round(macs) // samples
+    return round(parameters / step), round(macs / step) // samples
 
 
 def _weights(module: nn.Module) -> int:

@@ -5,27 +5,43 @@ output begins a group; sums and gates unite groups; convolutions and linear laye
 keep channels apart refuses every group that reaches it, with the reason: nothing is guessed.
 """
 
+from collections.abc import Mapping
+
 from torch import fx, nn
 from torch.nn.modules.conv import _ConvNd
 
 from plantops.graph import rules, sizes
 from plantops.graph.capture import Capture
 from plantops.graph.layers import Layers, widths
-from plantops.graph.layout import Layout, Refused, Segment
+from plantops.graph.layout import Groups, Layout, Refused, Segment
+from plantops.graph.partition import Partition, Shape
 from plantops.graph.steps import Event, Steps
 
-__all__ = ["Event", "Flow"]
+__all__ = ["Event", "Flow", "follow"]
+
+_WALKS = 12
+
+
+def follow(captured: Capture, layers: Layers) -> "Flow":
+    """Walk through the graph until it asks for no more parts of any layer."""
+    shapes: dict[str, Shape] = {}
+    for _ in range(_WALKS):
+        flow = Flow(captured, layers, shapes)
+        if not flow.partition.demands:
+            return flow
+        shapes = {**shapes, **flow.partition.demands}
+    return Flow(captured, layers, shapes, last=True)
 
 
 class Flow(Steps):
     """The layouts, groups and events of a captured forward, its layers among them."""
 
-    def __init__(self, captured: Capture, layers: Layers) -> None:
-        super().__init__(captured, layers)
+    def __init__(self, captured: Capture, layers: Layers, shapes: Mapping[str, Shape], last: bool = False) -> None:
+        super().__init__(captured, layers, Partition(Groups(), shapes, last))
         self._made: dict[str, int] = {}  # by layer, the group that its first call makes
         for node in captured.graph.nodes:
             layout = self._visit(node)
-            if layout is not None:
+            if layout is not None and layout.groups():
                 self._layouts[node] = layout
 
     def _visit(self, node: fx.Node) -> Layout | None:
@@ -44,6 +60,7 @@ class Flow(Steps):
                 raise Refused(rules.reason_not_followed(node, module))
         except Refused as reason:
             self._refuse(inputs, str(reason))
+            self._refuse_counted(node)
             return None
         if module is None or not rules.is_norm(module):
             self.events += [Event("pass", node, group) for group in layout.groups()]
@@ -97,7 +114,7 @@ class Flow(Steps):
         elif isinstance(module, _ConvNd) and len(shape) != module.weight.dim():
             axes = ("L", "H, W", "D, H, W")[module.weight.dim() - 3]
             self.groups.refuse(group, f"it gives {list(shape)} instead of a batch [N, C, {axes}]")
-        return Layout(1 if conv else len(shape) - 1, (Segment(group, widths(module)[1]),))
+        return Layout(1 if conv else len(shape) - 1, self.partition.made(name, group, widths(module)[1]))
 
     def _grouped(
         self, node: fx.Node, conv: _ConvNd, source: Layout | None, problem: str | None, again: bool

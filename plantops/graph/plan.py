@@ -22,7 +22,8 @@ class Consumer:
         start: index of the first input feature that it reads from the site (0 in a chain; behind a concatenation the
             site's channels begin further on).
         per_channel: input features that one channel becomes: 1 for a convolution, H W for a linear layer behind a
-            flattened H x W image.
+            flattened H x W image. Where channels come in parts or units (``Site.outputs``): that one step of them,
+            ``unit`` filters a part, becomes. A layer that reads the channels in several places is there several times.
         features: all input features of the layer at the time of the trace.
     """
 
@@ -52,6 +53,25 @@ class Channelwise:
 
 
 @dataclass(frozen=True)
+class Output:
+    """How a producer's filters lie where new ones do not all come behind the old ones.
+
+    Attributes:
+        width: filters at the time of the trace.
+        parts: equal runs of them, each of which gets as many new ones at its end.
+        unit: neighbouring filters that come together in a run (r^2 in front of ``PixelShuffle(r)``).
+    """
+
+    width: int
+    parts: int
+    unit: int
+
+    def step(self) -> int:
+        """The fewest filters that can come."""
+        return self.parts * self.unit
+
+
+@dataclass(frozen=True)
 class Site:
     """One place that can grow.
 
@@ -62,7 +82,7 @@ class Site:
         passes: layers and functions on the way that treat every channel alike (activations, pooling, dropout, flatten,
             sums, concatenations).
         consumers: the layers that read the channels.
-        width: channels at the time of the trace.
+        width: channels of the first producer at the time of the trace; new channels are counted as its filters, too.
         parameters_per_channel: parameters that one more channel adds, in producers, norms and consumers. (A layer that
             is producer and consumer at once adds a little more for every further channel.)
         macs_per_channel: multiply-accumulates that one more channel adds for one sample of the example inputs.
@@ -73,6 +93,7 @@ class Site:
         multiple: channels come in multiples of this (whole groups of a grouped convolution or group norm).
         chain: one producer, one consumer, and only norms and pointwise functions between them.
         pinned: modules of the model that plant holds in ``eval()`` because their forward drops values in ``train()``.
+        outputs: for each producer where its new filters come; empty where they all come behind its old ones.
     """
 
     name: str
@@ -89,14 +110,54 @@ class Site:
     multiple: int = 1
     chain: bool = True
     pinned: tuple[str, ...] = ()
+    outputs: tuple[Output, ...] = ()
 
     def readers(self) -> tuple["Channelwise | Consumer", ...]:
         """Every layer that new channels reach: those on the way, then those that read them."""
         return (*self.channelwise, *self.consumers)
 
+    def output(self, producer: str) -> Output:
+        """How the filters of a producer lie."""
+        if not self.outputs:
+            return Output(self.width, 1, 1)
+        return self.outputs[self.producers.index(producer)]
+
+    def steps(self, channels: int) -> int:
+        """``channels`` of the first producer in the fewest that can come at once."""
+        return channels // self.output(self.name).step()
+
+    def planted_outputs(self, producer: str, channels: int) -> list[tuple[int, int]]:
+        """Before which old filters of a producer new ones come, and how many, when the site grows by ``channels``."""
+        output = self.output(producer)
+        count = self.steps(channels) * output.unit
+        return [(output.width // output.parts * (part + 1), count) for part in range(output.parts)]
+
     def planted_start(self, consumer: Consumer | Channelwise) -> int:
         """First input feature of a reader, or of a layer on the way, that new channels take: behind the site's own."""
-        return consumer.start + self.width * consumer.per_channel
+        return consumer.start + self.steps(self.width) * consumer.per_channel
+
+    def planted_count(self, consumer: Consumer | Channelwise, channels: int) -> int:
+        """How many input features ``channels`` new channels are for a reader, or for a layer on the way."""
+        return self.steps(channels) * consumer.per_channel
+
+    def blocks(self) -> int:
+        """How many blocks of channels there are that can come, or go, alone."""
+        return self.width // self.multiple
+
+    def block(self, number: int, producer: str | None = None) -> list[int]:
+        """Filters of a producer (of the first, if none is named) that are block ``number``."""
+        output = self.output(producer or self.name)
+        start = number * self._steps_a_block() * output.unit
+        own = range(start, start + self._steps_a_block() * output.unit)
+        return [output.width // output.parts * part + filter for part in range(output.parts) for filter in own]
+
+    def read_block(self, number: int, reader: Consumer | Channelwise) -> range:
+        """Input features of a reader, or of a layer on the way, that block ``number`` is there."""
+        size = self._steps_a_block() * reader.per_channel
+        return range(reader.start + number * size, reader.start + (number + 1) * size)
+
+    def _steps_a_block(self) -> int:
+        return self.multiple // self.output(self.name).step()
 
 
 class Plan(Mapping[str, Site]):
@@ -172,7 +233,8 @@ def _site(fields: dict[str, Any]) -> Site:
     names = {key: tuple(fields[key]) for key in ("producers", "norms", "passes", "pinned")}
     consumers = tuple(Consumer(**consumer) for consumer in fields["consumers"])
     channelwise = tuple(Channelwise(**layer) for layer in fields["channelwise"])
-    return Site(**{**fields, **names, "consumers": consumers, "channelwise": channelwise})
+    outputs = tuple(Output(**output) for output in fields.get("outputs", ()))
+    return Site(**{**fields, **names, "consumers": consumers, "channelwise": channelwise, "outputs": outputs})
 
 
 def _row(site: Site) -> tuple[str, ...]:

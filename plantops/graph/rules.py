@@ -73,10 +73,15 @@ NORM_MODULES: frozenset[type[nn.Module]] = frozenset(
 )  # fmt: skip
 
 FLATTEN_FUNCTIONS: frozenset[Callable[..., Any]] = frozenset({torch.flatten})
-RESHAPE_FUNCTIONS: frozenset[Callable[..., Any]] = frozenset({torch.reshape})
+RESHAPE_FUNCTIONS: frozenset[Callable[..., Any]] = frozenset({torch.reshape, torch.unflatten})
+SOFTMAX: frozenset[Any] = frozenset(
+    {F.softmax, F.log_softmax, torch.softmax, torch.log_softmax, "softmax", "log_softmax"}
+)
 CAT_FUNCTIONS: frozenset[Callable[..., Any]] = frozenset({torch.cat, torch.concat, torch.concatenate})
 REDUCTIONS: frozenset[Any] = frozenset({torch.mean, torch.sum, torch.amax, torch.amin, "mean", "sum", "amax", "amin"})
-SPLITS: frozenset[Any] = frozenset({torch.split, torch.chunk, torch.unbind, "split", "chunk", "unbind"})
+SPLITS: frozenset[Any] = frozenset(
+    {torch.split, torch.chunk, torch.unbind, torch.narrow, F.glu, "split", "chunk", "unbind", "narrow"}
+)
 
 _JOINS: dict[Any, str] = {
     torch.add: "it is added to",
@@ -92,6 +97,14 @@ _JOINS: dict[Any, str] = {
 }
 
 
+COUNTED = "its number of channels is read in the forward"
+
+
+def argument(node: fx.Node, position: int, name: str, default: Any) -> Any:
+    """An argument of the function that ``node`` calls, given by position or by name."""
+    return node.args[position] if len(node.args) > position else node.kwargs.get(name, default)
+
+
 def joined(node: fx.Node) -> str:
     """How ``node`` joins tensors entry by entry, to be followed by what they are joined with."""
     return _JOINS.get(node.target, f"it is joined in {step_name(node)} with")
@@ -100,8 +113,6 @@ def joined(node: fx.Node) -> str:
 def reason_not_followed(node: fx.Node, module: nn.Module | None) -> str:
     """Why a producer whose channels reach ``node`` cannot grow, in plain words."""
     if module is None:
-        if node.target is torch.stack:
-            return "it is stacked with another tensor"
         if node.target is F.layer_norm:
             return f"{step_name(node)} normalises over its channels, so new ones would change the old"
         return f"its channels go through {step_name(node)}, which trace does not follow"

@@ -14,10 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from plantops.graph import reshapes, rules, shuffles, sizes
+from plantops.graph import forms, reshapes, rules, shuffles, sizes, splits
 from plantops.graph.capture import Capture
+from plantops.graph.forms import Form
 from plantops.graph.layers import Layers
-from plantops.graph.layout import Groups, Layout, Refused, Segment
+from plantops.graph.layout import Layout, Refused, Segment
+from plantops.graph.partition import Partition
 
 INSTANCE_NORMS = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
 
@@ -43,15 +45,18 @@ class Steps:
 
     Attributes:
         groups: who grows together, and which groups cannot grow.
+        partition: where the new channels of each layer come.
         events: what happens to the channels, in execution order.
         refusals: reasons for layers that begin no group.
     """
 
-    def __init__(self, captured: Capture, layers: Layers) -> None:
-        self.groups = Groups()
+    def __init__(self, captured: Capture, layers: Layers, partition: Partition) -> None:
+        self.partition = partition
+        self.groups = partition.groups
         self.events: list[Event] = []
         self.refusals: dict[str, str] = {}
         self._layouts: dict[fx.Node, Layout] = {}
+        self._pieces: dict[fx.Node, list[Layout]] = {}  # of nodes that split the channels
         self._layers = layers
         self._read: dict[str, Layout | None] = {}  # by layer, what its first call reads
         self._concrete = captured.concrete
@@ -64,18 +69,36 @@ class Steps:
     # Sizes
 
     def _check_sizes(self, node: fx.Node) -> None:
-        """Refuse channels whose number is read, unless only to reshape a tensor that has as many."""
+        """Refuse channels whose number is read, unless only for sizes of which it can be told what they become."""
         for dim, item in sizes.reads(node) or ():
             tensor = node.args[0]
             layout = self._layouts.get(tensor) if isinstance(tensor, fx.Node) else None
             if layout is None or not isinstance(tensor, fx.Node):
                 continue
             channels = dim is None or dim % len(tensor.meta["shape"]) == layout.dim
-            if channels and (dim is None or not all(reshapes.is_reshape(user) for user in item.users)):
-                self._refuse([layout], reshapes.COUNTED)
-        if reshapes.is_reshape(node) and node.args[0] not in self._layouts:
-            counted = [self._counted(size) for size in reshapes.size_arguments(node)]
-            self._refuse([layout for layout in counted if layout is not None], reshapes.COUNTED)
+            if channels and (dim is None or not self._told(item)):
+                self._refuse([layout], rules.COUNTED)
+        if _takes_sizes(node) and node.args[0] not in self._layouts:
+            self._refuse_counted(node)
+
+    def _told(self, size: fx.Node) -> bool:
+        """Does ``size`` end in steps that look at what it becomes when channels grow?"""
+        return all(_takes_sizes(user) or (self.form(user) is not None and self._told(user)) for user in size.users)
+
+    def _refuse_counted(self, node: fx.Node) -> None:
+        """Refuse the channels on whose number ``node`` depends."""
+        for size in node.all_input_nodes:
+            form = None if size.meta.get("shape") else self.form(size)
+            for group in form.growth if form else ():
+                self.groups.refuse(group, rules.COUNTED)
+
+    def form(self, size: Any) -> Form | None:
+        """What a size becomes when channels grow."""
+        return forms.of_size(size, self._layouts, self.groups)
+
+    def channels(self, layout: Layout) -> Form:
+        """The number of channels of a tensor."""
+        return forms.of_layout(layout, self.groups)
 
     def _counted(self, size: Any) -> Layout | None:
         """The layout whose number of channels ``size`` is."""
@@ -83,17 +106,14 @@ class Steps:
         layout = self._layouts.get(found[0]) if found else None
         return layout if found and layout is not None and layout.dim == found[1] else None
 
-    def _counts(self, node: fx.Node, size: Any, layout: Layout) -> bool | None:
-        """Is ``size`` the number of channels of ``layout``? One that is as large for another reason makes both grow
-        together."""
+    def join_counts(self, node: fx.Node, size: Any, layout: Layout) -> None:
+        """Where ``size`` is the number of channels of another tensor than the one with ``layout``, and is as large for
+        no reason that the graph knows, both grow together."""
         counted = self._counted(size)
-        if counted is None:
-            return None
-        if [(p.size, p.repeat) for p in counted.segments] == [(p.size, p.repeat) for p in layout.segments]:
+        if counted is not None and [(p.size, p.repeat) for p in counted.segments] == [
+            (p.size, p.repeat) for p in layout.segments
+        ]:
             self._unite(node, layout, counted)
-            return True
-        self._refuse([counted], reshapes.COUNTED)
-        return False
 
     def _carry(self, kind: str, node: fx.Node, layout: Layout, block: int, again: bool) -> None:
         """``node`` has tensors of its own for the channels; new ones come in blocks of so many entries."""
@@ -129,25 +149,37 @@ class Steps:
             return self._pointwise(node)
         if module is None and node.target in rules.CAT_FUNCTIONS:
             return self._concatenate(node)
+        if module is None and node.target is torch.stack:
+            return self._stack(node)
         source = node.args[0] if node.args else None
         layout = self._layouts.get(source) if isinstance(source, fx.Node) else None
         if layout is None or not isinstance(source, fx.Node):
             return None
         shape = source.meta.get("shape")
-        if shape is None:  # a tuple of tensors with this layout
-            return layout if node.target is operator.getitem else None
+        if shape is None:  # a tuple of tensors
+            return self._taken(node, layout) if node.target is operator.getitem else None
         if _keeps_dimensions(node, module, layout, len(shape)):
             return layout
-        if module is None and node.target in rules.SPLITS:
-            return _split(node, layout, len(shape))
+        if type(module) is nn.GLU or (module is None and node.target in rules.SPLITS):
+            found = splits.follow(node, module, layout, len(shape), self)
+            if isinstance(found, list):
+                self._pieces[node] = found
+                return layout  # of all of them, for what takes one
+            return found
         if node.target == "expand_as":
             return self._pointwise(node)
-        shuffled = shuffles.follow(node, module, layout, self.groups)
+        shuffled = shuffles.follow(node, module, layout, self.partition)
         if shuffled is not None:
             return shuffled
-        return reshapes.follow(
-            node, module, layout, shape, lambda size: self._counts(node, size, layout), self._concrete
-        )
+        return reshapes.follow(node, module, layout, shape, self, self._concrete)
+
+    def _taken(self, node: fx.Node, layout: Layout) -> Layout | None:
+        """One of a tuple of tensors, which have ``layout`` or are pieces of it."""
+        source, index = node.args
+        pieces = self._pieces.get(source)  # type: ignore[arg-type]
+        if pieces is None:
+            return layout
+        return pieces[index] if isinstance(index, int) else None
 
     def _normalise(self, node: fx.Node, module: nn.Module) -> Layout:
         layout = self._layouts[node.args[0]]  # type: ignore[index]
@@ -212,12 +244,12 @@ class Steps:
         return None if result is None else replace(result, dim=dim, path=None)
 
     def _unite(self, node: fx.Node, first: Layout, second: Layout) -> Layout:
-        pairs = list(zip(first.segments, second.segments, strict=False))
-        alike = all(a.repeat == b.repeat for a, b in pairs if a.group is not None and b.group is not None)
-        if not alike or [p.size for p in first.segments] != [p.size for p in second.segments]:
-            self._refuse([first, second], f"{rules.joined(node)} channels that are made of other parts")
+        try:
+            self.partition.match(first, second, f"{rules.joined(node)} channels that are made of other parts")
+        except Refused as reason:
+            self._refuse([first, second], str(reason))
             return first
-        for a, b in pairs:
+        for a, b in zip(first.segments, second.segments, strict=True):
             if a.group is not None and b.group is not None:
                 self.groups.unite(a.group, b.group)
             elif a.group is not None or b.group is not None:
@@ -226,10 +258,12 @@ class Steps:
                 self.groups.refuse(group, f"{rules.joined(node)} channels that cannot grow")
         return first
 
-    def _concatenate(self, node: fx.Node) -> Layout:
-        parts = reshapes.argument(node, 0, "tensors", ())
+    def _concatenate(self, node: fx.Node) -> Layout | None:
+        parts = rules.argument(node, 0, "tensors", ())
         rank = len(node.meta["shape"])
-        dim = reshapes.argument(node, 1, "dim", node.kwargs.get("axis", 0)) % rank
+        dim = rules.argument(node, 1, "dim", node.kwargs.get("axis", 0)) % rank
+        if isinstance(parts, fx.Node):
+            return self._concatenate_pieces(parts, dim)
         known = [self._layouts[part] for part in parts if part in self._layouts]
         if any(layout.dim != known[0].dim for layout in known):
             raise Refused("it is concatenated with a tensor whose channels lie in another dimension")
@@ -246,6 +280,35 @@ class Steps:
             segments += own.segments if own else [Segment(None, part.meta["shape"][dim])]
         path = known[0].path if len(known) == 1 else None
         return Layout(dim, tuple(segments), path)
+
+    def _concatenate_pieces(self, split: fx.Node, dim: int) -> Layout | None:
+        """All pieces of channels that were split, one after the other again."""
+        pieces = self._pieces.get(split)
+        if pieces is None or pieces[0].dim != dim:
+            return None
+        return replace(pieces[0], segments=tuple(part for piece in pieces for part in piece.segments), path=None)
+
+    def _stack(self, node: fx.Node) -> Layout:
+        """Tensors of the same channels, side by side in a new dimension."""
+        parts = rules.argument(node, 0, "tensors", ())
+        dim = rules.argument(node, 1, "dim", 0) % len(node.meta["shape"])
+        if isinstance(parts, fx.Node) or any(part not in self._layouts for part in parts):
+            raise Refused("it is stacked with a tensor that cannot grow")
+        result = self._layouts[parts[0]]
+        for part in parts[1:]:
+            if self._layouts[part].dim != result.dim:
+                raise Refused("it is stacked with a tensor whose channels lie in another dimension")
+            result = self._unite(node, result, self._layouts[part])
+        return replace(result, dim=result.dim + (dim <= result.dim), path=None)
+
+
+def _takes_sizes(node: fx.Node) -> bool:
+    """Does ``node`` take sizes of which the rules tell whether they fit after growth?"""
+    if node.op not in ("call_function", "call_method"):
+        return False
+    source = node.args[0] if node.args else None
+    cuts = node.target is operator.getitem and isinstance(source, fx.Node) and bool(source.meta.get("shape"))
+    return cuts or reshapes.is_reshape(node) or node.target in rules.SPLITS
 
 
 def _describe(source: fx.Node) -> str:
@@ -265,21 +328,26 @@ def _is_pointwise(node: fx.Node, module: nn.Module | None) -> bool:
 
 
 def _keeps_dimensions(node: fx.Node, module: nn.Module | None, layout: Layout, rank: int) -> bool:
-    """Dropout, pooling and padding over other dimensions, norms over other dimensions."""
+    """Dropout, pooling and padding over other dimensions, norms and softmax over other dimensions."""
     if module is not None:
         if type(module) in rules.DROPOUT_MODULES:
             return True
         if type(module) in (nn.LayerNorm, nn.RMSNorm):
             return layout.dim < rank - len(module.normalized_shape)  # type: ignore[arg-type]
+        if type(module) in (nn.Softmax, nn.LogSoftmax):
+            return isinstance(module.dim, int) and module.dim % rank != layout.dim
         indices = getattr(module, "return_indices", False)
         return type(module) in rules.POOL_MODULES and not indices and _over_images(type(module).__name__, layout, rank)
     if node.target in rules.DROPOUT_FUNCTIONS or node.target == "type_as":
         return True
     if node.target in (F.layer_norm, torch.layer_norm):
-        over: Sequence[int] = reshapes.argument(node, 1, "normalized_shape", ())
+        over: Sequence[int] = rules.argument(node, 1, "normalized_shape", ())
         return layout.dim < rank - len(over)
+    if node.target in rules.SOFTMAX:
+        dim = rules.argument(node, 1, "dim", None)
+        return isinstance(dim, int) and dim % rank != layout.dim
     if node.target is F.pad:
-        pads = reshapes.argument(node, 1, "pad", ())
+        pads = rules.argument(node, 1, "pad", ())
         return layout.dim < rank - len(pads) // 2
     indices = node.kwargs.get("return_indices", False)
     return node.target in rules.POOL_FUNCTIONS and not indices and _over_images(node.target.__name__, layout, rank)
@@ -294,12 +362,3 @@ def _over_images(name: str, layout: Layout, rank: int) -> bool:
 def _axes(name: str) -> int:
     """How many dimensions a layer or function of this name works over: 2 for MaxPool2d; 0 where it does not say."""
     return next((axes for axes in (1, 2, 3) if f"{axes}d" in name), 0)
-
-
-def _split(node: fx.Node, layout: Layout, rank: int) -> Layout | None:
-    """``split``, ``chunk`` and ``unbind`` along another dimension: the same layout for every part."""
-    unbind = node.target in (torch.unbind, "unbind")
-    dim = reshapes.argument(node, 1 if unbind else 2, "dim", 0) % rank
-    if dim == layout.dim:
-        raise Refused(f"{node.name} splits it into parts whose number of channels would change")
-    return layout.at(layout.dim - 1) if unbind and dim < layout.dim else layout

@@ -1,5 +1,6 @@
 """Which layers of a model can grow, who reads them, and what a channel costs."""
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -10,13 +11,14 @@ from torch import fx, nn
 from plantops.graph import rules
 from plantops.graph.capture import Capture, Untraceable, capture
 from plantops.graph.cost import Use, at_zero, cost, features
-from plantops.graph.flow import Event, Flow
+from plantops.graph.flow import Event, follow
 from plantops.graph.groups import Group, with_groups
 from plantops.graph.inputs import arguments
 from plantops.graph.layers import Layers, widths
 from plantops.graph.layout import Refused
-from plantops.graph.plan import Channelwise, Consumer, Plan, Site
-from plantops.graph.reshapes import argument
+from plantops.graph.partition import Partition
+from plantops.graph.plan import Channelwise, Consumer, Output, Plan, Site
+from plantops.graph.rules import argument
 
 
 def trace(
@@ -36,8 +38,12 @@ def trace(
     depthwise convolutions, PReLU, batch and instance norms grow along, grouped convolutions and group norms by whole
     groups (``site.multiple``). The hidden layer of a perceptron block is a site of linear layers.
 
-    Every other convolution and linear layer is refused, with the reason in ``plan.refusals``: a reshape to literal
-    sizes, norms over the channels, raw parameters along them, a split of the channels,
+    Channels that are split into equal parts (``chunk``, ``glu``, slices and splits at sizes that were computed from the
+    tensor's own, channel shuffles, also by hand) grow in every part, and those in front of a ``PixelShuffle`` by whole
+    pixels: ``site.outputs`` says where a producer's new filters come.
+
+    Every other convolution and linear layer is refused, with the reason in ``plan.refusals``: a reshape or a split to
+    literal sizes, norms over the channels, raw parameters along them, parts that are not made alike,
     parametrised or shared weights, the layer whose channels are the model's output. A model whose forward cannot be
     followed, or that itself behaves otherwise in ``train()`` (``F.dropout``), has every layer refused; where a
     submodule does so, it is held in ``eval()`` while new channels train (``site.pinned``).
@@ -112,7 +118,7 @@ def _check_forward(graph: fx.Graph) -> None:
 
 def _plan(model: nn.Module, captured: Capture, grow_linear: bool) -> Plan:
     layers = Layers(captured.graph, captured.modules)
-    flow = Flow(captured, layers)
+    flow = follow(captured, layers)
     together: dict[int, list[Event]] = {}
     for event in flow.events:
         together.setdefault(flow.groups.find(event.group), []).append(event)
@@ -124,7 +130,7 @@ def _plan(model: nn.Module, captured: Capture, grow_linear: bool) -> Plan:
             reason = flow.groups.reason(group)
             if reason is not None:
                 raise Refused(reason)
-            site = _site(model, events, flow.groups.multiple(group), captured, grow_linear)
+            site = _site(model, events, flow.groups.multiple(group), captured, grow_linear, flow.partition)
             sites[site.name] = site
         except Refused as reason:
             refusals.update((name, str(reason)) for name in names if name not in refusals)
@@ -135,8 +141,14 @@ def _plan(model: nn.Module, captured: Capture, grow_linear: bool) -> Plan:
     return Plan(sites.values(), {name: reason for name, reason in refusals.items() if name not in plan})
 
 
-def _site(model: nn.Module, events: list[Event], multiple: int, captured: Capture, grow_linear: bool) -> Site:
-    uses = [_use(event) for event in events if event.kind != "pass"]
+def _site(
+    model: nn.Module,
+    events: list[Event],
+    multiple: int,
+    captured: Capture,
+    grow_linear: bool,
+    partition: Partition,
+) -> Site:
     once = [event for event in events if not event.again]
     producers = [event for event in once if event.kind == "producer"]
     consumers = [event for event in once if event.kind == "consumer"]
@@ -145,21 +157,21 @@ def _site(model: nn.Module, events: list[Event], multiple: int, captured: Captur
     if not consumers:
         used = any(event.node.users for event in producers)
         raise Refused("no layer reads its channels" if used else "its output is not used")
-    readers = [str(event.node.target) for event in (*consumers, *channelwise)]
-    twice = next((name for name in readers if readers.count(name) > 1), None)
-    if twice is not None:
-        raise Refused(f"{twice} reads it in several places of its input")
+    readers = [str(event.node.target) for event in consumers]
     if not grow_linear and all(isinstance(modules[str(event.node.target)], nn.Linear) for event in producers):
         raise Refused("a hidden linear layer: it can grow with trace(..., grow_linear=True)")
-    width = {widths(modules[str(event.node.target)])[1] for event in producers}
-    assert len(width) == 1
+    names = [str(event.node.target) for event in producers]
+    outputs = tuple(Output(widths(modules[name])[1], *partition.shape(name)) for name in names)
+    step = outputs[0].step()
+    multiple *= step
+    uses = [_use(event, partition) for event in events if event.kind != "pass"]
     chain = len(producers) == len(consumers) == 1 and all(event.kind == "norm" for event in channelwise)
     path = consumers[0].path
     chain = chain and len(once) == len(events) and multiple == 1 and path is not None and not consumers[0].start
     value, slope = at_zero(model, path) if chain and path is not None else (0.0, 0.0)
-    parameters, macs = cost(uses, modules, captured.samples)
+    parameters, macs = cost(uses, modules, captured.samples, step)
     passes = dict.fromkeys(rules.step_name(event.node) for event in events if event.kind == "pass")
-    names = [str(event.node.target) for event in producers]
+    behind = all(output.step() == 1 and output.width == outputs[0].width for output in outputs)
     return Site(
         name=names[0],
         producers=tuple(names),
@@ -167,9 +179,9 @@ def _site(model: nn.Module, events: list[Event], multiple: int, captured: Captur
         passes=tuple(passes),
         consumers=tuple(
             Consumer(name, event.start, event.repeat, widths(modules[name])[0])
-            for event, name in zip(consumers, readers, strict=False)
+            for event, name in zip(consumers, readers, strict=True)
         ),
-        width=width.pop(),
+        width=outputs[0].width,
         parameters_per_channel=parameters,
         macs_per_channel=macs,
         value_at_zero=value,
@@ -178,13 +190,16 @@ def _site(model: nn.Module, events: list[Event], multiple: int, captured: Captur
         multiple=multiple,
         chain=chain,
         pinned=captured.pinned,
+        outputs=() if behind else outputs,
     )
 
 
-def _use(event: Event) -> Use:
+def _use(event: Event, partition: Partition) -> Use:
     source = event.node.args[0] if event.node.args else None
     reads = source.meta.get("shape") if isinstance(source, fx.Node) else None
-    return Use(event.kind, str(event.node.target), event.repeat, reads, event.node.meta.get("shape"), event.again)
+    name = str(event.node.target)
+    step = math.prod(partition.shape(name)) if event.kind == "producer" else 1
+    return Use(event.kind, name, event.repeat, reads, event.node.meta.get("shape"), event.again, step)
 
 
 def _channelwise(event: Event, modules: dict[str, nn.Module]) -> Channelwise:

@@ -1,8 +1,9 @@
-"""Planted layers into whose input several sites plant: new channels in several places of one dimension.
+"""Planted layers whose new channels are in several places of one dimension.
 
-A planted layer takes its new channels in one run. Where several sites reach it, all of them stand behind its old
-channels inside the layer, and it is put before and behind an index over its channels (a copy of its input and, for
-layers that pass channels on, of its output). Only while planted: ``merge`` reorders the weights instead.
+A planted layer takes and makes its new channels in one run. Where they reach it in several (from several sites behind a
+concatenation, or from one whose channels are split into parts), or where it has to make them in several parts, all of
+them stand behind its old channels inside the layer, and it is put before and behind an index over its channels: a copy
+of its input, or of its output. Only while planted: ``merge`` reorders the weights instead.
 """
 
 from __future__ import annotations
@@ -12,33 +13,31 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvTransposeNd
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 _CLASSES: dict[type, type[nn.Module]] = {}
 
 
+Runs = Sequence[tuple[int, int]]
+"""Of new channels, in order: the old entry before which they are, and how many."""
+
+
 def arrange(
     layer: nn.Module,
-    features: int,
-    runs: Sequence[tuple[int, int]],
-    outputs: int | None = None,
+    inputs: tuple[int, Runs] | None,
+    outputs: tuple[int, Runs] | None,
     device: torch.device | None = None,
 ) -> None:
-    """Let ``layer``, whose new channels are behind its ``features`` old ones, take them where they are.
+    """Let ``layer``, whose new channels are behind its old ones, take and make them where they are.
 
     Args:
-        runs: for each site, in the order in which they stand in the layer, the old entry before which its new ones
-            are, and how many.
-        outputs: old entries of the output where the layer passes the channels on in the same order; None where it
-            does not.
+        inputs, outputs: how many old ones there are, and the runs of new ones; None where they are behind.
         device: of the inputs.
     """
     layer.__class__ = _arranged(type(layer))
-    behind = None
-    if outputs is not None:
-        scaled = [(start * outputs // features, count * outputs // features) for start, count in runs]
-        behind = torch.argsort(_order(outputs, scaled)).to(device)
-    layer.register_buffer("_inputs", _order(features, runs).to(device), persistent=False)
+    before = None if inputs is None else _order(*inputs).to(device)
+    behind = None if outputs is None else torch.argsort(_order(*outputs)).to(device)
+    layer.register_buffer("_inputs", before, persistent=False)
     layer.register_buffer("_outputs", behind, persistent=False)
 
 
@@ -48,7 +47,7 @@ def _arranged(plain: type[nn.Module]) -> type[nn.Module]:
     return _CLASSES[plain]
 
 
-def _order(features: int, runs: Sequence[tuple[int, int]]) -> Tensor:
+def _order(features: int, runs: Runs) -> Tensor:
     """Where each old entry, then each new one, is in the grown dimension."""
     starts = torch.tensor([start for start, _ in runs])
     counts = torch.tensor([count for _, count in runs])
@@ -61,35 +60,44 @@ def _order(features: int, runs: Sequence[tuple[int, int]]) -> Tensor:
 class _Arranged:
     """Put before a planted layer's class."""
 
-    _inputs: Tensor
+    _inputs: Tensor | None
     _outputs: Tensor | None
 
     def forward(self, input: Tensor) -> Tensor:
         """Shapes as in the layer itself."""
         dim = input.dim() - 1 if hasattr(self, "in_features") else 1
-        output = super().forward(input.index_select(dim, self._inputs))  # type: ignore[misc]
-        return output if self._outputs is None else output.index_select(1, self._outputs)
+        input = input if self._inputs is None else input.index_select(dim, self._inputs)
+        output = super().forward(input)  # type: ignore[misc]
+        return output if self._outputs is None else output.index_select(dim, self._outputs)
 
     def merge(self) -> nn.Module:
         """The plain layer, its weights in the order of the channels."""
         merged: nn.Module = super().merge()  # type: ignore[misc]
-        inputs, outputs = torch.argsort(self._inputs), self._outputs
+        inputs = None if self._inputs is None else torch.argsort(self._inputs)
         with torch.no_grad():
-            if outputs is None:
-                weight = merged._parameters["weight"]
-                assert weight is not None
-                dim = 0 if isinstance(merged, _ConvTransposeNd) else 1
-                weight.copy_(weight.index_select(dim, inputs))
-                return merged
             for key, tensor in (*merged._parameters.items(), *merged._buffers.items()):
-                if tensor is not None and tensor.dim():
-                    by_input = isinstance(merged, _ConvTransposeNd) and key == "weight"
-                    tensor.copy_(tensor.index_select(0, inputs if by_input else outputs))
+                if tensor is None or not tensor.dim():
+                    continue
+                for dim, order in _orders(merged, key, inputs, self._outputs):
+                    if order is not None:
+                        tensor.copy_(tensor.index_select(dim, order))
         return merged
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         # The class is made on the fly and has no name to be found by; copy and pickle rebuild it from the plain one.
         return (_blank, (type(self).__bases__[1],), *super().__reduce_ex__(protocol)[2:])
+
+
+def _orders(
+    layer: nn.Module, key: str, inputs: Tensor | None, outputs: Tensor | None
+) -> list[tuple[int, Tensor | None]]:
+    """In which order the entries of a tensor of ``layer`` have to be, by dimension."""
+    transposed = isinstance(layer, _ConvTransposeNd)
+    if key != "weight" or not isinstance(layer, (_ConvNd, nn.Linear)):
+        return [(0, outputs)]
+    if getattr(layer, "groups", 1) > 1:
+        return [(0, inputs if transposed else outputs)]
+    return [(0, inputs), (1, outputs)] if transposed else [(0, outputs), (1, inputs)]
 
 
 def _blank(plain: type[nn.Module]) -> nn.Module:

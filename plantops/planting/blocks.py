@@ -1,6 +1,5 @@
 """The planted layers of the sites that are planted together, and how each site's channels lie in them."""
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from plantops.graph import Channelwise, Consumer, Site
+from plantops.graph.layers import widths
 from plantops.graph.rules import is_norm_act
 from plantops.nn import (
     PlantedBatchNorm2d,
@@ -42,8 +42,8 @@ class Blocks:
     """The new layers of ``site`` with ``channels`` planted ones, by the name of the layer each stands for.
 
     A layer that makes and reads the channels is in ``producers`` and in ``consumers``. ``others``: grouped
-    convolutions and activations with slopes. ``offsets``: where this site's new channels begin among the new inputs of
-    a layer that several sites reach.
+    convolutions and activations with slopes. ``offsets``: for each of ``site.readers()``, where the new channels that
+    it reads there begin among all new inputs of its layer.
     """
 
     site: Site
@@ -52,13 +52,18 @@ class Blocks:
     norms: dict[str, PlantedNorm]
     others: dict[str, PlantedLayer | PlantedPReLU]
     consumers: dict[str, PlantedLayer]
-    offsets: dict[str, int]
+    offsets: tuple[int, ...]
 
-    def readers(self) -> list[tuple[Consumer, PlantedLayer]]:
-        return [(consumer, self.consumers[consumer.name]) for consumer in self.site.consumers]
+    def readers(self) -> list[tuple[Consumer, PlantedLayer, int]]:
+        """Each consumer, its planted layer, and where its new channels begin among the layer's new inputs."""
+        offsets = self.offsets[len(self.site.channelwise) :]
+        return [(one, self.consumers[one.name], at) for one, at in zip(self.site.consumers, offsets, strict=True)]
 
-    def channelwise(self) -> list[tuple[Channelwise, Any]]:
-        return [(layer, {**self.norms, **self.others}[layer.name]) for layer in self.site.channelwise]
+    def channelwise(self) -> list[tuple[Channelwise, Any, int]]:
+        """The same of the layers on the way."""
+        layers = {**self.norms, **self.others}
+        own = self.site.channelwise
+        return [(one, layers[one.name], at) for one, at in zip(own, self.offsets[: len(own)], strict=True)]
 
     def all(self) -> dict[str, nn.Module]:
         return {**self.producers, **self.norms, **self.others, **self.consumers}
@@ -78,7 +83,7 @@ def build(
     """
     runs = _runs(growths)
     device = next((parameter.device for parameter in model.parameters()), None)
-    producers = {name: channels for site, channels in growths for name in site.producers}
+    producers = {name: site.planted_outputs(name, count) for site, count in growths for name in site.producers}
     inner = {layer.name: layer for site, _ in growths for layer in site.channelwise}
     consumers = {reader.name: reader for site, _ in growths for reader in site.consumers}
     built: dict[str, Any] = {}
@@ -86,8 +91,8 @@ def build(
         layer, own = model.get_submodule(name), runs.get(name, [])
         reader: Channelwise | Consumer | None = inner.get(name) or consumers.get(name)
         several = len(own) > 1
-        new = sum(count for _, _, count in own)
-        start = reader.features if reader is not None and several else own[0][1] if own else None
+        new = sum(run.count for run in own)
+        start = reader.features if reader is not None and several else own[0].first if own else None
         if name in inner:
             assert start is not None
             built[name] = _planted_inner(layer, new, start, generator)
@@ -96,33 +101,51 @@ def build(
             if name in consumers:
                 options.update(new_in=new, in_start=start, init=init)
             if name in producers:
-                options["new_out"] = producers[name]
+                options["new_out"] = sum(count for _, count in producers[name])
             elif len(growths) == 1 and growths[0][0].chain:
                 options["input_grad"] = input_grad
             built[name] = _planted(layer, **options)
-        if reader is not None and several:
-            outputs = getattr(layer, "out_channels", reader.features) if name in inner else None
-            arrange(built[name], reader.features, [(first, count) for _, first, count in own], outputs, device)
+        inputs = [(run.first, run.count) for run in own]
+        if reader is not None and several and name in inner:
+            features = getattr(layer, "out_channels", reader.features)
+            behind = [(first * features // reader.features, count * features // reader.features)
+                      for first, count in inputs]  # fmt: skip
+            arrange(built[name], (reader.features, inputs), (features, behind), device)
+        elif several or len(producers.get(name, ())) > 1:
+            before = (reader.features, inputs) if reader is not None and several else None
+            outputs = (widths(layer)[1], producers[name]) if len(producers.get(name, ())) > 1 else None
+            arrange(built[name], before, outputs, device)
     return [_of_site(site, channels, built, runs) for site, channels in growths]
 
 
-def _runs(growths: Sequence[Growth]) -> dict[str, list[tuple[str, int, int]]]:
-    """For every layer that new channels reach: whose, before which old entry, how many entries; in this order."""
-    runs: dict[str, list[tuple[str, int, int]]] = {}
+@dataclass(frozen=True)
+class _Run:
+    """New inputs of a layer: which reader of which site reads them, before which old entry they are, how many."""
+
+    site: str
+    reader: int
+    first: int
+    count: int
+
+
+def _runs(growths: Sequence[Growth]) -> dict[str, list[_Run]]:
+    """For every layer that new channels reach, its new inputs in order."""
+    runs: dict[str, list[_Run]] = {}
     for site, channels in growths:
-        for reader in site.readers():
-            run = (site.name, site.planted_start(reader), channels * reader.per_channel)
+        for at, reader in enumerate(site.readers()):
+            run = _Run(site.name, at, site.planted_start(reader), site.planted_count(reader, channels))
             runs.setdefault(reader.name, []).append(run)
-    return {name: sorted(own, key=lambda run: run[1]) for name, own in runs.items()}
+    return {name: sorted(own, key=lambda run: run.first) for name, own in runs.items()}
 
 
-def _of_site(site: Site, channels: int, built: dict[str, Any], runs: dict[str, list[tuple[str, int, int]]]) -> Blocks:
+def _of_site(site: Site, channels: int, built: dict[str, Any], runs: dict[str, list[_Run]]) -> Blocks:
     norms = [layer.name for layer in site.channelwise if layer.kind == "norm"]
     others = [layer.name for layer in site.channelwise if layer.kind != "norm"]
-    offsets = {}
-    for reader in site.readers():
-        before = itertools.takewhile(lambda run: run[0] != site.name, runs[reader.name])
-        offsets[reader.name] = sum(count for _, _, count in before)
+    offsets = []
+    for at, reader in enumerate(site.readers()):
+        own = runs[reader.name]
+        mine = next(i for i, run in enumerate(own) if (run.site, run.reader) == (site.name, at))
+        offsets.append(sum(run.count for run in own[:mine]))
     return Blocks(
         site,
         channels,
@@ -130,7 +153,7 @@ def _of_site(site: Site, channels: int, built: dict[str, Any], runs: dict[str, l
         {name: built[name] for name in norms},
         {name: built[name] for name in others},
         {reader.name: built[reader.name] for reader in site.consumers},
-        offsets,
+        tuple(offsets),
     )
 
 

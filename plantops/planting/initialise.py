@@ -39,6 +39,8 @@ def check_init(init: str, site: Site, channels: int) -> None:
         raise ValueError(
             f"init='zero_out' cannot start {site.name}, no chain of one producer and one consumer; use 'zero_in'"
         )
+    if init in ("copy", "copy_pairs") and site.outputs:
+        raise ValueError(f"init={init!r} cannot start {site.name}: its channels come in parts or units; use 'zero_in'")
     if init in ("copy", "copy_pairs") and site.multiple > 1:
         raise ValueError(f"init={init!r} cannot start {site.name}: its channels come in groups of {site.multiple}")
     if init == "zero_out" and site.slope_at_zero == 0:
@@ -91,13 +93,13 @@ def _copy_out(blocks: Blocks, sources: Tensor) -> None:
             _copy(new[:, : layer.in_start], weight[:, : layer.in_start], sources)
             _copy(new[:, end:], weight[:, layer.in_start :], sources)
         _copy(layer.bias_out, layer.bias, sources)
-    for inner, layer in blocks.channelwise():
+    for inner, layer, offset in blocks.channelwise():
         for name in ("weight", "bias", "running_mean", "running_var"):
             old = getattr(layer, name, None)
             if old is not None:
                 per_feature = old.shape[0] // inner.features
                 rows = inner.start * per_feature + features_of(sources, inner.per_channel * per_feature)
-                new, first = getattr(layer, f"{name}_out"), blocks.offsets[inner.name] * per_feature
+                new, first = getattr(layer, f"{name}_out"), offset * per_feature
                 _copy(None if new is None else new[first : first + len(rows)], old, rows)
 
 
@@ -122,9 +124,8 @@ def _copy(target: Tensor | None, source: Tensor | None, rows: Tensor) -> None:
 
 def _oppose_in(blocks: Blocks, sources: Tensor) -> None:
     """``in`` blocks ``v_c, -v_c`` for each pair: what one of the twins adds the other takes away."""
-    for consumer, layer in blocks.readers():
+    for consumer, layer, first in blocks.readers():
         columns = consumer.start + features_of(sources, consumer.per_channel).to(layer.weight.device)
         old = _filters_first(layer, layer.weight)[:, columns].unflatten(1, (len(sources), consumer.per_channel))
         twins = torch.stack([old, -old], dim=2).flatten(1, 3)
-        first = blocks.offsets[consumer.name]
         _filters_first(layer, present(layer.weight_in))[:, first : first + twins.shape[1]].copy_(twins)

@@ -56,14 +56,16 @@ def plant(
     after later calls of ``model.train()``. Hooks, device, dtype, memory format, modes and ``state_dict`` keys of the
     trunk stay. Make the optimizer after planting: ``torch.optim.SGD(planted_parameters(model), ...)``.
 
-    Several sites grow at once: new filters then read the new channels of the other sites, too. A layer that two sites
-    reach at different places of its input (behind a concatenation) reorders a copy of its input while it is planted.
+    Several sites grow at once: new filters then read the new channels of the other sites, too. A layer that new
+    channels reach at different places of its input (two sites behind a concatenation, the parts of a ``chunk``)
+    reorders a copy of its input while it is planted, and one whose own channels come in parts a copy of its output.
 
     Args:
         model: the model that ``site`` was traced from, or a copy of it; not wrapped, not planted already.
         site: a site of ``plantops.trace(model, example_inputs)``, or several of them.
         channels: number of new channels, at least 1 and a multiple of ``site.multiple``; for several sites one number
-            for all, or one for each by ``site.name``.
+            for all, or one for each by ``site.name``. Where the producers are not equally wide (``site.outputs``) it
+            counts filters of the first.
         init: how they start, see ``plantops.planting.initialise``: "zero_in" (the outputs stay exactly the same),
             "kaiming", "zero_out", "copy", "copy_pairs", or a ``GradMax`` object (for one site).
         generator: source of all randomness; ``None`` is a fresh generator with seed 0. Global generators are not used.
@@ -151,7 +153,7 @@ def _check_site(model: nn.Module, site: Site) -> None:
     """Does ``site`` describe ``model``?"""
     if not isinstance(site, Site):
         raise TypeError(f"site must be a Site, such as plan['conv2'] of a plantops.trace, got {type(site).__name__}")
-    expected = [(name, "output", site.width) for name in site.producers]
+    expected = [(name, "output", site.output(name).width) for name in site.producers]
     expected += [(consumer.name, "input", consumer.features) for consumer in site.consumers]
     expected += [(layer.name, "input", layer.features) for layer in site.channelwise if layer.kind == "conv"]
     names = dict(model.named_modules())

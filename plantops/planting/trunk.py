@@ -66,16 +66,17 @@ def _cut_out(state: dict[str, Tensor], growths: Sequence[Growth], transposed: Co
     cuts: dict[str, list[Cut]] = defaultdict(list)
     for site, channels in growths:
         for name in site.producers:
-            cuts[f"{name}.weight"].append((1 if name in transposed else 0, site.width, channels))
-            cuts[f"{name}.bias"].append((0, site.width, channels))
+            for start, count in site.planted_outputs(name, channels):
+                cuts[f"{name}.weight"].append((1 if name in transposed else 0, start, count))
+                cuts[f"{name}.bias"].append((0, start, count))
         for consumer in site.consumers:
             columns = 0 if consumer.name in transposed else 1
-            count = channels * consumer.per_channel
+            count = site.planted_count(consumer, channels)
             cuts[f"{consumer.name}.weight"].append((columns, site.planted_start(consumer), count))
     grown: dict[str, int] = defaultdict(int)  # new input features of the layers on the way, from all sites
     for site, channels in growths:
         for layer in site.channelwise:
-            grown[layer.name] += channels * layer.per_channel
+            grown[layer.name] += site.planted_count(layer, channels)
     for site, channels in growths:
         for layer in site.channelwise:
             for key in ("weight", "bias", "running_mean", "running_var"):
@@ -83,7 +84,7 @@ def _cut_out(state: dict[str, Tensor], growths: Sequence[Growth], transposed: Co
                 if value is not None:
                     # Entries for one input feature: as many as the outputs of a group over its inputs.
                     per_feature = value.shape[0] / (layer.features + grown[layer.name])
-                    start, count = site.planted_start(layer), channels * layer.per_channel
+                    start, count = site.planted_start(layer), site.planted_count(layer, channels)
                     cuts[f"{layer.name}.{key}"].append((0, round(start * per_feature), round(count * per_feature)))
     return {key: _without(state[key], cuts[key]) for key in cuts if key in state}
 

@@ -38,7 +38,7 @@ def remove_channels(
         model: the model of ``plan``, or a copy of it.
         plan: ``plantops.trace(model, example_inputs)``.
         channels: by site name, which of its ``width`` channels, from 0; where ``site.multiple`` > 1 whole blocks of so
-            many neighbours. One block at least must stay.
+            many (``site.block(number)``, neighbours where ``site.outputs`` is empty). One block at least must stay.
         optimizer: over parameters of ``model``; changed in place to hold those of the result. Tensors of its state that
             have a parameter's shape are cut as the parameter is, all others stay.
         inplace: change ``model`` itself instead of a deep copy.
@@ -90,18 +90,19 @@ def narrowed(
 
 
 def _checked(site: Site, channels: Sequence[int]) -> set[int]:
+    """The numbers of the blocks that ``channels`` are."""
     gone = set(channels)
     if len(gone) != len(channels) or not gone or min(gone) < 0 or max(gone) >= site.width:
         raise ValueError(
             f"channels[{site.name!r}] must be different numbers from 0 to {site.width - 1}, got {list(channels)}"
         )
-    if len(gone) != len({channel // site.multiple for channel in gone}) * site.multiple:
-        raise ValueError(
-            f"channels[{site.name!r}] must be whole blocks of {site.multiple} neighbours, got {sorted(gone)}"
-        )
+    blocks = {number for number in range(site.blocks()) if gone.intersection(site.block(number))}
+    if len(gone) != len(blocks) * site.multiple:
+        kind = "site.block(number)" if site.outputs else f"{site.multiple} neighbours"
+        raise ValueError(f"channels[{site.name!r}] must be whole blocks of {kind}, got {sorted(gone)}")
     if len(gone) == site.width:
         raise ValueError(f"channels[{site.name!r}] must leave one of {site.width} at least, got all of them")
-    return gone
+    return blocks
 
 
 def _cuts(model: nn.Module, removals: Sequence[tuple[Site, set[int]]]) -> tuple[Cuts, dict[str, dict[str, int]]]:
@@ -110,11 +111,11 @@ def _cuts(model: nn.Module, removals: Sequence[tuple[Site, set[int]]]) -> tuple[
     outputs: dict[str, set[int]] = defaultdict(set)
     for site, gone in removals:
         for name in site.producers:
-            outputs[name] |= gone
-            _check(model, site, name, "outputs", site.width)
+            outputs[name].update(entry for number in gone for entry in site.block(number, name))
+            _check(model, site, name, "outputs", site.output(name).width)
         readers: list[Consumer | Channelwise] = [*site.consumers, *site.channelwise]
         for reader in readers:
-            inputs[reader.name] |= _taken(reader, gone)
+            inputs[reader.name].update(entry for number in gone for entry in site.read_block(number, reader))
             _check(model, site, reader.name, "inputs", reader.features)
     cuts: Cuts = {}
     widths = {}
@@ -185,12 +186,6 @@ def _check(model: nn.Module, site: Site, name: str, side: str, expected: int) ->
         raise ValueError(f"plan is of another model: {site.name} needs a layer {name} of the kind traced") from None
     if found != expected:
         raise ValueError(f"plan is of another model: {name} must have {expected} {side}, got {found}")
-
-
-def _taken(reader: Consumer | Channelwise, gone: set[int]) -> set[int]:
-    """The input features that the channels ``gone`` are for a reader."""
-    each = reader.per_channel
-    return {reader.start + channel * each + k for channel in gone for k in range(each)}
 
 
 def _staying(count: int, gone: set[int]) -> Tensor:

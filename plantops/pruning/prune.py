@@ -199,7 +199,7 @@ def _pieces(
             if width - take < max(min_channels, 1):
                 break
             blocks = order[at : at + take // site.multiple]
-            channels = [block * site.multiple + k for block in blocks for k in range(site.multiple)]
+            channels = [channel for block in blocks for channel in site.block(block)]
             own = float(scores[name][blocks].sum()) / (saved.get(criterion, 1) * (take if criterion in saved else 1))
             if criterion == "magnitude":
                 own /= len(blocks)

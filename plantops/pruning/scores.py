@@ -73,10 +73,7 @@ def loss_increases(
         raise ValueError(f"model: its channels cannot be switched off one by one ({error})") from error
     count = sum(len(labels) for _, labels in samples)
     device = samples[0][0].device
-    sums = {
-        name: torch.zeros(site.width // site.multiple, dtype=torch.float64, device=device)
-        for name, site in plan.items()
-    }
+    sums = {name: torch.zeros(site.blocks(), dtype=torch.float64, device=device) for name, site in plan.items()}
     with evaluating(model):
         for inputs, labels in samples:
             values = _all_values(forward, inputs)
@@ -103,19 +100,20 @@ def _losses_without(
     forward: Forward, site: Site, values: Values, loss: Callable[[Tensor], Tensor], at_once: int
 ) -> Tensor:
     """The batch's loss without each block of channels, float64."""
-    readers = {step.name: consumer for consumer in site.consumers for step in forward.all_calls(consumer.name)}
+    readers: dict[str, list[Consumer]] = {}
+    for consumer in site.consumers:
+        for step in forward.all_calls(consumer.name):
+            readers.setdefault(step.name, []).append(consumer)
     touched = {*readers, *(step.name for step in forward.behind(list(readers)))}
     steps = [step for step in forward.steps if step.name in touched]
-    width = site.width // site.multiple
+    width = site.blocks()
 
     def run(kept: Tensor) -> Tensor:
-        channels = kept.repeat_interleave(site.multiple)
         own = dict(values)
         for step in steps:
-            reader = readers.get(step.name)
-            own[step.name] = (
-                forward.run_of(step)(own) if reader is None else _masked(forward, step, reader, channels)(own)
-            )
+            reads = readers.get(step.name)
+            run_step = forward.run_of(step) if reads is None else _masked(forward, step, site, reads, kept)
+            own[step.name] = run_step(own)
         return loss(own[forward.output])
 
     sample = values[forward.output]
@@ -123,12 +121,14 @@ def _losses_without(
     return torch.vmap(run, chunk_size=at_once)(masks).double()
 
 
-def _masked(forward: Forward, step: Step, reader: Consumer, channels: Tensor) -> Run:
-    """``step`` with the channels that are 0 in ``channels`` switched off in what it reads."""
-    layer = forward.model.get_submodule(reader.name)
-    own = channels.repeat_interleave(reader.per_channel)
-    rest = reader.features - reader.start - len(own)
-    features = torch.cat([own.new_ones(reader.start), own, own.new_ones(rest)])
+def _masked(forward: Forward, step: Step, site: Site, reads: Sequence[Consumer], kept: Tensor) -> Run:
+    """``step`` with the blocks of channels that are 0 in ``kept`` switched off wherever it reads them."""
+    layer = forward.model.get_submodule(reads[0].name)
+    features = kept.new_ones(reads[0].features)
+    for reader in reads:
+        own = kept.repeat_interleave(len(site.read_block(0, reader)))
+        rest = reader.features - reader.start - len(own)
+        features = features * torch.cat([own.new_ones(reader.start), own, own.new_ones(rest)])
     if not isinstance(layer, nn.Linear):
         features = features.reshape(-1, *(1,) * (layer.get_parameter("weight").dim() - 2))
     return apply_layer(step, lambda value: layer(value * features))
@@ -139,13 +139,14 @@ def magnitudes(model: nn.Module, plan: Plan) -> dict[str, Tensor]:
     stick, which needs no data. Shapes as ``loss_increases``."""
     found = {}
     for name, site in plan.items():
-        squares = torch.zeros(site.width, dtype=torch.float64)
+        squares = torch.zeros(site.blocks(), dtype=torch.float64)
         weights = 0
         for producer in site.producers:
             layer = model.get_submodule(producer)
             weight = layer.get_parameter("weight").detach().double().cpu()
             filters = weight.transpose(0, 1) if isinstance(layer, _ConvTransposeNd) else weight
-            squares += filters.flatten(1).square().sum(1)
-            weights += filters[0].numel()
-        found[name] = (squares.view(-1, site.multiple).sum(1) / (weights * site.multiple)).sqrt()
+            own = torch.tensor([site.block(number, producer) for number in range(site.blocks())])
+            squares += filters.flatten(1).square().sum(1)[own].sum(1)
+            weights += filters[0].numel() * own.shape[1]
+        found[name] = (squares / weights).sqrt()
     return found

@@ -31,25 +31,42 @@ def pooled(x):
     return x.mean((2, 3))
 
 
+def lace(net, x, layer):
+    """A unit of ShuffleNet v2: half of the channels, beside a layer of the other half, laced."""
+    n, c, h, w = x.shape
+    p, q = x.chunk(2, 1)
+    return torch.cat([p, layer(q)], 1).view(n, 2, c // 2, h, w).transpose(1, 2).reshape(n, c, h, w)
+
+
 WAYS = {
     "channel shuffle": (
-        lambda n, x: n.fc(pooled(n.s(n.a(x)))),
-        {"a": "s shuffles it in 2 groups that are not one layer's channels each"},
-        {"s": nn.ChannelShuffle(2)},
+        lambda n, x: n.fc(pooled(n.s(torch.cat([n.a(x), n.c(x)], 1)))),
+        {"a": "s shuffles it in 2 groups that are not made alike", "c": "not made alike"},
+        {"s": nn.ChannelShuffle(2), "c": nn.Conv2d(3, 2, 3, padding=1), "fc": nn.Linear(6, 2)},
     ),
-    "pixel shuffle": (
-        lambda n, x: n.fc(pooled(n.s(n.a(x)))),
-        {"a": "s (PixelShuffle), which trace does not follow"},
-        {"s": nn.PixelShuffle(2), "fc": nn.Linear(1, 2)},
+    "channel shuffle of an odd layer": (
+        lambda n, x: n.fc(pooled(n.s(torch.cat([n.a(x), x[:, :1]], 1)))),
+        {"a": "s shuffles it in 2 groups that are not made alike"},
+        {"s": nn.ChannelShuffle(2), "a": nn.Conv2d(3, 3, 3, padding=1)},
+    ),
+    "pixel shuffle of two layers": (
+        lambda n, x: n.fc(pooled(n.s(torch.cat([n.a(x), n.c(x)], 1)))),
+        {"a": "s folds it by 4 with other channels", "c": "s folds it by 4 with other channels"},
+        {"s": nn.PixelShuffle(2), "a": nn.Conv2d(3, 3, 1), "c": nn.Conv2d(3, 5, 1), "fc": nn.Linear(2, 2)},
+    ),
+    "parts that are folded elsewhere": (
+        lambda n, x: n.fc(pooled(F.pixel_shuffle(y := n.a(x), 2)) * pooled(n.b(y.chunk(2, 1)[0]))),
+        {"a": "for which a with its 4 channels cannot grow evenly"},
+        {"b": nn.Conv2d(2, 1, 1), "fc": nn.Linear(1, 2)},
     ),
     "twice, with other inputs": (
         lambda n, x: n.fc(pooled(n.b(n.a(x)) + n.b(x[:, :1].expand(-1, 4, -1, -1)))),
         {"a": "b is used 2 times, with other channels elsewhere"},
     ),
     "twice, at other places": (
-        lambda n, x: n.fc(pooled(n.mix(torch.cat([n.a(x), n.b(n.a(x))], 1)) + n.mix(torch.cat([n.c(x), n.a(x)], 1)))),
-        {"a": "mix reads it in several places", "b": "mix reads it in several places"},
-        {"mix": nn.Conv2d(8, 4, 1), "c": nn.Conv2d(3, 4, 1, groups=1)},
+        lambda n, x: n.fc(pooled(n.mix(torch.cat([n.a(x), x], 1)) + n.mix(torch.cat([x, n.a(x)], 1)))),
+        {"a": "it is joined in mix with channels that are made of other parts"},
+        {"mix": nn.Conv2d(7, 4, 1)},
     ),
     "literal view": (
         lambda n, x: n.fc(n.a(x).view(-1, 64)),
@@ -103,7 +120,41 @@ WAYS = {
         {"a": "pool (MaxPool2d)"},
         {"pool": nn.MaxPool2d(2, return_indices=True)},
     ),
-    "channel slice": (lambda n, x: n.fc(pooled(n.b(n.a(x)[:, :4]))), {"a": "getitem, which trace does not follow"}),
+    "channel slice": (
+        lambda n, x: n.fc(pooled(n.b(n.a(x)[:, :4]))),
+        {"a": "getitem takes a range of its channels that would be others once it has grown"},
+    ),
+    "channels from the end": (
+        lambda n, x: n.fc(pooled(n.a(x)[:, -4:])),
+        {"a": "getitem takes a range of its channels that would be others"},
+    ),
+    "every second channel": (
+        lambda n, x: n.fc(pooled(n.a(x)[:, ::2])),
+        {"a": "getitem takes a range of its channels that would be others"},
+        {"fc": nn.Linear(2, 2)},
+    ),
+    "one channel": (
+        lambda n, x: n.fc(pooled(n.a(x)[:, 1].unsqueeze(1))),
+        {"a": "takes one of its channels"},
+        {"fc": nn.Linear(1, 2)},
+    ),
+    "narrow": (
+        lambda n, x: n.fc(pooled(n.a(x).narrow(1, 0, 4))),
+        {"a": "narrow takes a range of its channels that would be others once it has grown"},
+    ),
+    "channels counted for a slice of another": (
+        lambda n, x: n.fc(pooled(n.a(x)) + x[:, 0, 0, : n.a(x).shape[1]]),
+        {"a": "number of channels is read"},
+    ),
+    "channels counted for a slice elsewhere": (
+        lambda n, x: n.fc(pooled(n.b(y := n.a(x)) + y[:, :, : y.shape[1]])),
+        {"a": "number of channels is read"},
+    ),
+    "channels counted twice": (
+        lambda n, x: n.fc((y := n.a(x)).view(y.size(0), y.size(1) * y.size(1) * 4)),
+        {"a": "number of channels is read"},
+        {"fc": nn.Linear(64, 2)},
+    ),
     "keywords": (
         lambda n, x: n.fc(pooled(n.b(input=n.a(x)))),
         {"a": "b is called with keywords or with more than its input", "b": "b is called with keywords"},
@@ -167,20 +218,55 @@ WAYS = {
         {"b": "it is added to channels that cannot grow"},
         {"b": nn.Conv2d(3, 3, 1), "c": nn.Conv2d(3, 4, 3, padding=1), "fc": nn.Linear(7, 2)},
     ),
-    "the same twice": (
-        lambda n, x: n.fc(pooled(n.b(torch.cat([y := n.a(x), y], 1)))),
-        {"a": "b reads it in several places of its input"},
-        {"b": nn.Conv2d(8, 4, 1)},
-    ),
     "chunk": (
-        lambda n, x: n.fc(pooled(n.b(n.a(x).chunk(2, 1)[0]))),
-        {"a": "chunk splits it into parts whose number of channels would change"},
+        lambda n, x: n.fc(pooled(n.b(n.a(x).chunk(3, 1)[0]))),
+        {"a": "chunk splits it into 3 parts that are not made alike"},
         {"b": nn.Conv2d(2, 4, 1)},
     ),
+    "chunk of unlike layers": (
+        lambda n, x: n.fc(pooled(n.b(torch.cat([n.a(x), n.c(x)], 1).chunk(2, 1)[0]))),
+        {"a": "chunk splits it into 2 parts that are not made alike", "c": "not made alike"},
+        {"b": nn.Conv2d(3, 4, 1), "c": nn.Conv2d(3, 2, 3, padding=1)},
+    ),
+    "chunks of chunks": (
+        lambda n, x: n.fc(pooled(lace(n, lace(n, n.a(x), n.b), n.c))),
+        {"a": "view_1 groups its channels in a way that growth would not keep"},
+        {"b": nn.Conv2d(2, 2, 1), "c": nn.Conv2d(2, 2, 1)},
+    ),
+    "split": (
+        lambda n, x: n.fc(pooled(n.b(n.a(x).split(2, 1)[0]))),
+        {"a": "split splits it into parts of literal sizes, which would not be its channels once it has grown"},
+        {"b": nn.Conv2d(2, 4, 1)},
+    ),
+    "split in sizes": (
+        lambda n, x: n.fc(pooled(n.b(torch.split(n.a(x), [1, 3], dim=1)[1]))),
+        {"a": "split splits it into parts of literal sizes"},
+        {"b": nn.Conv2d(3, 4, 1)},
+    ),
+    "unbind": (
+        lambda n, x: n.fc(torch.stack([p.mean((1, 2)) for p in torch.unbind(n.a(x), 1)[:1]], 1)),
+        {"a": "unbind takes its channels apart one by one"},
+        {"fc": nn.Linear(1, 2)},
+    ),
+    "glu": (
+        lambda n, x: n.fc(pooled(n.glu(torch.cat([n.a(x), x[:, :2]], 1)))),
+        {"a": "glu splits it into 2 parts that are not made alike"},
+        {"glu": nn.GLU(1), "fc": nn.Linear(3, 2)},
+    ),
     "stack": (
-        lambda n, x: n.fc(pooled(torch.stack([n.a(x), n.b(n.a1(x))]).sum(0))),
-        {"a": "it is stacked"},
+        lambda n, x: n.fc(pooled(torch.stack([n.a(x), n.b(n.a1(x)), x[:, :1].expand(-1, 4, -1, -1)]).sum(0))),
+        {"a": "it is stacked with a tensor that cannot grow", "b": "it is stacked"},
         {"a1": nn.Conv2d(3, 4, 1)},
+    ),
+    "stacked with features elsewhere": (
+        lambda n, x: n.fc(pooled(torch.stack([n.a(x), n.b(n.a(x)).transpose(1, 2)]).sum(0))),
+        {"b": "it is stacked with a tensor whose channels lie in another dimension"},
+    ),
+    "softmax over them": (lambda n, x: n.fc(torch.softmax(pooled(n.a(x)), 1)), {"a": "go through softmax"}),
+    "unlike layers in a sum": (
+        lambda n, x: n.fc(pooled(torch.cat([n.a(x), n.c(x)], 1) + n.b(x))),
+        {"a": "it is added to channels that are made of other parts", "b": "made of other parts"},
+        {"c": nn.Conv2d(3, 2, 3, padding=1), "b": nn.Conv2d(3, 6, 3, padding=1), "fc": nn.Linear(6, 2)},
     ),
     "grouped alone": (
         lambda n, x: n.fc(pooled(n.a(x))),

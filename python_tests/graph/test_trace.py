@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from plantops.graph import Consumer, trace
+from plantops.graph import Consumer, Output, Plan, trace
 from plantops.models import PlantingNet, count_macs, count_parameters, planting_net
 
 
@@ -160,6 +160,38 @@ def test_value_and_slope_at_zero(activation, value, slope):
 def test_only_what_follows_the_last_norm_counts_at_zero():
     plan = sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.BatchNorm2d(4), nn.Conv2d(4, 2, 1))
     assert (plan["0"].value_at_zero, plan["0"].slope_at_zero) == (0, 1)
+
+
+class Stage(nn.Module):
+    """YOLO's block of two halves, written with a list that no plain torch.fx proxy can be turned into."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv2d(3, 8, 1), nn.Conv2d(4, 4, 1), nn.Conv2d(12, 2, 1)
+
+    def forward(self, x):
+        parts = list(self.a(x).chunk(2, 1))
+        parts.append(parts[-1] + self.b(parts[-1]))
+        return self.c(torch.cat(parts, 1))
+
+
+def test_parts_and_their_costs():
+    plan = trace(Stage(), torch.zeros(1, 3, 8, 8))
+    site = plan["a"]
+    assert site.producers == ("a", "b")
+    assert site.outputs == (Output(8, 2, 1), Output(4, 1, 1))
+    assert site.multiple == 2
+    assert site.consumers == tuple(
+        Consumer(n, s, 1, w) for n, s, w in (("b", 0, 4), ("c", 0, 12), ("c", 4, 12), ("c", 8, 12))
+    )
+    assert site.planted_outputs("a", 6) == [(4, 3), (8, 3)]
+    assert site.planted_outputs("b", 6) == [(4, 3)]
+    assert [site.planted_start(reader) for reader in site.consumers] == [4, 4, 8, 12]
+    # Two filters of a and one of b with biases, an input of b (for 5 filters), three of c: half of it for one channel.
+    assert site.parameters_per_channel == round((2 * 4 + 5 + 5 + 3 * 2) / 2)
+    assert site.block(1) == [1, 5]
+    assert site.block(1, "b") == [1]
+    assert Plan.from_json(plan.to_json()) == plan
 
 
 def test_norms_of_flat_features():

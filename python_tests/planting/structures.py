@@ -78,6 +78,84 @@ def again(net, x):
     return channels_mean(net.d(x))
 
 
+def gated(net, x):
+    p, q = net.n(net.a(x)).chunk(2, 1)
+    return channels_mean(net.c(p * torch.sigmoid(q)))
+
+
+def split_by_size(net, x):
+    y = net.a(x)
+    p, q = torch.split(y, y.shape[1] // 2, 1)
+    return channels_mean(net.d(torch.cat([q, net.b(p)], 1)))
+
+
+def split_in_sizes(net, x):
+    y = torch.cat([x, net.a(x)], 1)
+    p, q, r = y.split([2, (y.size(1) - 2) // 2, (y.size(1) - 2) // 2], dim=1)
+    return channels_mean(net.b(p + q) * net.d(r))
+
+
+def cross_stage(net, x):
+    """A block whose second half goes through layers, beside both halves."""
+    first, second = net.a(x).chunk(2, 1)
+    parts = [first, second]
+    for inner, outer in ((net.b, net.c), (net.d, net.e)):
+        parts.append(parts[-1] + outer(F.relu(inner(parts[-1]))))
+    return channels_mean(net.f(torch.cat(parts, 1)))
+
+
+def sliced(net, x):
+    y = net.a(x)
+    half = y.shape[1] // 2
+    return channels_mean(net.b(y[:, :half]) + net.c(y[:, half:]) + net.d(y.narrow(1, half, half)))
+
+
+def shuffled(net, x):
+    y = torch.cat([net.a(x), net.b(x)], 1)
+    batch, channels, height, width = y.size()
+    y = y.view(batch, 2, channels // 2, height, width)
+    y = torch.transpose(y, 1, 2).contiguous().view(batch, channels, height, width)
+    return channels_mean(net.c(net.n(y)))
+
+
+def shuffle_and_chunk(net, x):
+    y = net.a(x)
+    n, c, h, w = y.shape
+    p, q = y.view(n, 2, c // 2, h, w).transpose(1, 2).reshape(n, c, h, w).chunk(2, dim=1)
+    return channels_mean(net.c(torch.cat([p, net.b(q)], 1)))
+
+
+def selective(net, x):
+    """Selective kernels: two paths, weighed by a softmax over the paths, channel by channel."""
+    paths = torch.stack([net.a(x), net.b(x)], 1)
+    gate = net.up(F.relu(net.down(paths.sum(1).mean((2, 3), keepdim=True))))
+    n, c, h, w = gate.shape
+    return channels_mean(net.c((paths * torch.softmax(gate.view(n, 2, c // 2, h, w), 1)).sum(1)))
+
+
+def maxout(net, x):
+    y = net.a(x)
+    return channels_mean(net.b(y.unflatten(1, (2, -1)).amax(1)))
+
+
+def neighbours(net, x):
+    """The mean of every two neighbouring channels."""
+    y = net.a(x)
+    n, c, h, w = y.shape
+    return channels_mean(net.b(y.view(n, c // 2, 2, h, w).mean(2)))
+
+
+def gated_mixer(net, x):
+    x = net.stem(x).flatten(2).transpose(1, 2)
+    return (x + net.b(F.glu(net.a(net.norm(x))))).mean(1)
+
+
+def aggregated(net, x):
+    """A layer that reads the same channels in several places, as they come and summed with others."""
+    y = net.a(x)
+    return channels_mean(net.c(torch.cat([y, net.b(y) + y, y], 1)))
+
+
 N2, N1 = nn.BatchNorm2d, nn.BatchNorm1d
 STRUCTURES = {
     "residual": (blocks, 4, {"c0": conv(2, 4), "n0": N2(4), "c1": conv(4, 5), "n1": N2(5), "c2": conv(5, 4),
@@ -153,6 +231,49 @@ STRUCTURES = {
                         {"a": ("a", "b"), "c": ("c",)}),
     "pixel unshuffle": (lambda n, x: channels_mean(F.channel_shuffle(torch.cat([n.u(n.b(x)), n.u(n.a(x))], 1), 2)), 24,
                         {"a": conv(2, 3), "b": conv(2, 3), "u": nn.PixelUnshuffle(2)}, {"b": ("b", "a")}),
+    "gated": (gated, 3, {"a": conv(2, 8), "n": N2(8), "c": conv(4, 3)}, {"a": ("a",), "c": ("c",)}),
+    "gated in groups": (lambda n, x: channels_mean(n.c(n.glu(n.p(n.g(n.b(n.a(x))))))), 3,
+                        {"a": conv(2, 8), "b": conv(8, 8, groups=8), "g": nn.GroupNorm(4, 8), "p": nn.PReLU(8),
+                         "glu": nn.GLU(1), "c": conv(4, 3)}, {"a": ("a",), "c": ("c",)}),
+    "gated, transposed": (lambda n, x: channels_mean(n.c((y := n.b(n.a(x)).chunk(2, -3))[1] * y[0].tanh())), 3,
+                          {"a": nn.ConvTranspose2d(2, 4, 3), "b": nn.ConvTranspose2d(4, 8, 3, groups=2),
+                           "c": nn.ConvTranspose2d(4, 3, 1)}, {"a": ("a",), "c": ("c",)}),
+    "split by size": (split_by_size, 3, {"a": conv(2, 6), "b": conv(3, 4), "d": conv(7, 3)},
+                      {"a": ("a",), "b": ("b",), "d": ("d",)}),
+    "split in sizes": (split_in_sizes, 3, {"a": conv(2, 4), "b": conv(2, 3), "d": conv(2, 3)}, {"b": ("b", "d")}),
+    "split after a concatenation": (lambda n, x: channels_mean(n.c((y := torch.cat([n.a(x), n.b(x)], 1).chunk(2, 1))[0])
+                                    * n.d(y[1])), 3,
+                                    {"a": conv(2, 4), "b": conv(2, 4), "c": conv(4, 3), "d": conv(4, 3)},
+                                    {"a": ("a", "b"), "c": ("c", "d")}),
+    "split and joined": (lambda n, x: channels_mean(n.b(torch.cat(n.a(x).chunk(4, 1), 1))), 3,
+                         {"a": conv(2, 8), "b": conv(8, 3)}, {"a": ("a",), "b": ("b",)}),
+    "cross stage": (cross_stage, 3, {"a": conv(2, 8), "b": conv(4, 5), "c": conv(5, 4), "d": conv(4, 2),
+                    "e": conv(2, 4), "f": conv(16, 3)},
+                    {"a": ("a", "c", "e"), "b": ("b",), "d": ("d",), "f": ("f",)}),
+    "sliced": (sliced, 3, {"a": conv(2, 6), "b": conv(3, 3), "c": conv(3, 3), "d": conv(3, 3)},
+               {"a": ("a",), "b": ("b", "c", "d")}),
+    "sliced behind the input": (lambda n, x: channels_mean(n.b(torch.cat([x, n.a(x)], 1)[:, 2:])), 3,
+                                {"a": conv(2, 4), "b": conv(4, 3)}, {"a": ("a",), "b": ("b",)}),
+    "shuffled by hand": (shuffled, 3, {"a": conv(2, 4), "b": conv(2, 4), "n": N2(8), "c": conv(8, 3)},
+                         {"a": ("a", "b"), "c": ("c",)}),
+    "one layer shuffled": (lambda n, x: channels_mean(n.c(n.s(n.b(n.a(x))))), 3,
+                           {"a": conv(2, 8), "b": conv(8, 8, groups=8), "s": nn.ChannelShuffle(4), "c": conv(8, 3)},
+                           {"a": ("a",), "c": ("c",)}),
+    "shuffled and split": (shuffle_and_chunk, 3, {"a": conv(2, 8), "b": conv(4, 5), "c": conv(9, 3)},
+                           {"a": ("a",), "b": ("b",), "c": ("c",)}),
+    "selective kernels": (selective, 3, {"a": conv(2, 4), "b": conv(2, 4), "down": conv(4, 2, 1), "up": conv(2, 8, 1),
+                          "c": conv(4, 3)}, {"a": ("a", "b", "up"), "down": ("down",), "c": ("c",)}),
+    "maxout": (maxout, 3, {"a": conv(2, 8), "b": conv(4, 3)}, {"a": ("a",), "b": ("b",)}),
+    "neighbours": (neighbours, 3, {"a": conv(2, 8), "b": conv(4, 3)}, {"a": ("a",), "b": ("b",)}),
+    "pixel shuffle": (lambda n, x: channels_mean(n.b(n.s(n.p(n.n(n.a(x)))))), 3,
+                      {"a": conv(2, 8), "n": N2(8), "p": nn.PReLU(8), "s": nn.PixelShuffle(2), "b": conv(2, 3)},
+                      {"a": ("a",), "b": ("b",)}),
+    "pixel shuffle and sum": (lambda n, x: channels_mean(n.c(F.pixel_shuffle(n.a(F.max_pool2d(x, 2)), 2) + n.b(x))), 3,
+                              {"a": conv(2, 8), "b": conv(2, 2), "c": conv(2, 3)}, {"a": ("a", "b"), "c": ("c",)}),
+    "gated perceptron": (gated_mixer, 4, {"stem": conv(2, 4), "norm": nn.LayerNorm(4), "a": nn.Linear(4, 12),
+                         "b": nn.Linear(6, 4)}, {"a": ("a",)}),
+    "read in several places": (aggregated, 3, {"a": conv(2, 4), "b": conv(4, 4), "c": conv(12, 3)},
+                               {"a": ("a", "b"), "c": ("c",)}),
     "norm over the parts": (lambda n, x: n.g(torch.cat([n.a(x), n.b(x)], 1).flatten(1)), 5 * 64,
                             {"a": conv(2, 3), "b": conv(2, 2), "g": N1(5 * 64)}, {"a": ("a",), "b": ("b",)}),
 }  # fmt: skip

@@ -14,7 +14,6 @@ from plantops.pruning import latency_table, loss_increases, magnitudes, prune, r
 from plantops.pruning.scores import mean_loss
 from python_tests.planting.networks import seeded
 from python_tests.planting.structures import STRUCTURES, network
-from python_tests.pruning.test_cut import block
 
 X = torch.randn(7, 2, 8, 8, generator=seeded(3), dtype=torch.float64)
 Y = torch.arange(7) % 3
@@ -30,12 +29,12 @@ def test_scores_are_what_removal_costs(name: str):
     base = mean_loss(net, samples)
     assert base == pytest.approx(F.cross_entropy(network(name).eval()(X), Y).item(), rel=1e-12)
     for site in plan.values():
-        count = site.width // site.multiple
+        count = site.blocks()
         assert (scores[site.name].shape, scores[site.name].dtype) == ((count,), torch.float64)
         if count < 2:
             continue
         costs = [
-            mean_loss(remove_channels(net, plan, {site.name: block(site, number)}), samples) - base
+            mean_loss(remove_channels(net, plan, {site.name: site.block(number)}), samples) - base
             for number in range(count)
         ]
         assert scores[site.name].tolist() == pytest.approx(costs, rel=1e-8, abs=1e-12)
