@@ -22,7 +22,7 @@ from torch import nn
 from plantops import prune, trace
 from plantops.graph import trace as sites_of
 from plantops.models import count_macs, count_parameters, wide_resnet
-from plantops.pruning.experiment import draw_samples
+from plantops.pruning.samples import draw_samples
 from plantops.train.batches import Augment
 from plantops.train.data import ImageData, load
 from plantops.train.loop import Trainer, evaluate

@@ -16,7 +16,7 @@ from torch import nn
 from plantops import prune, trace
 from plantops.embed import QSNE
 from plantops.models import PlantingNet
-from plantops.pruning.experiment import draw_samples
+from plantops.pruning.samples import draw_samples
 from plantops.train.data import load
 from plantops.train.loop import EpochResult, Trainer
 from plantops.train.recipe import Recipe, Regularizer

@@ -23,10 +23,10 @@ FLOORS = {
     "graph": 4,
     "train": 5,
     "bench": 6,
-    "planting": 6,
     "pruning": 6,
-    "_cli": 7,
-    "cli": 8,
+    "planting": 7,
+    "_cli": 8,
+    "cli": 9,
 }
 EXTRAS = ("rich", "tyro", "matplotlib", "sklearn", "torchvision", "tensorboard", "PIL", "triton")
 

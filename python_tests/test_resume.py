@@ -21,6 +21,7 @@ SMALL = [
     *("--data", "digits", "--threads", "1", "--progress", "none", "--no-report", "--batch-size", "256"),
     *("--teacher-width", "4", "--teacher-epochs", "3", "--width", "2", "--initial-epochs", "3", "--initial-loss", "kl"),
     *("--channels", "1", "--epochs", "2", "--max-rounds", "2", "--lr", "0.05", "--finetune-epochs", "2"),
+    *("--prune-every", "2"),
     *("--uniform", "3", "--uniform-epochs", "2", "--checkpoint-seconds", "0"),
 ]
 

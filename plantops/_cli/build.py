@@ -191,6 +191,7 @@ def planter_config(options: PlantOptions, device: torch.device) -> PlanterConfig
         "precision",
         "seed",
         "max_rounds",
+        "prune_every",
         "sweep",
         "sweep_memory",
     )

@@ -136,6 +136,8 @@ class PlantOptions(DataOptions, MachineOptions, NetworkOptions, OptimizerOptions
     """At most so many rounds; None: until nothing improves."""
     select: Literal["loss", "loss_per_parameter"] = "loss"
     """The winner has the smallest held-out loss, or the largest decrease of it per added parameter."""
+    prune_every: int = 0
+    """Behind every so many growths, prune channels for at most a tenth of the held-out loss gained; 0: never."""
     sweep: Literal["shared", "loop"] = "shared"
     """The candidates of a round in one pass over the data, or one after the other (the same training, slower)."""
     sweep_memory: int = 4 << 30

@@ -9,7 +9,7 @@ from plantops._cli.mistakes import Mistake, mistakes
 from plantops._cli.options import PruneOptions, TeacherOptions
 from plantops._cli.training import carry_out, load_teacher
 from plantops.planting.experiment import ExperimentResult
-from plantops.pruning.experiment import Pruning, prune_network
+from plantops.planting.prune_run import Pruning, prune_network
 from plantops.train.session import Session
 
 

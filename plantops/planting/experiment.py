@@ -21,6 +21,7 @@ from plantops.graph import trace
 from plantops.models import PlantingNet, count_macs, count_parameters
 from plantops.planting.config import PlanterConfig
 from plantops.planting.networks import NETWORKS, describe, save_network
+from plantops.planting.pruned import check_prunable
 from plantops.planting.search import Planter, PlanterResult, wanted_growths
 from plantops.planting.zoo import ZooFamily
 from plantops.train.data import DataParts, ImageData
@@ -267,6 +268,8 @@ def check_experiment(experiment: Experiment, parts: DataParts) -> None:
     config = experiment.planter
     image = parts.train.normalise(parts.train.images[:2]).cpu()
     wanted_growths(config.channels, trace(initial, (image,), grow_linear=config.grow_linear), config.sites)
+    if config.prune_every:
+        check_prunable(initial, (image,))
 
 
 def train_network(

@@ -8,8 +8,8 @@ from plantops.planting.blocks import PLANTED
 from plantops.planting.compiled import forget_compiled
 from plantops.planting.pins import unpin
 from plantops.planting.plant import RECORD, Record
-from plantops.planting.stale import note_copied, note_replaced
 from plantops.planting.swap import replace
+from plantops.train.stale import note_copied, note_replaced
 
 
 def merge(model: nn.Module, inplace: bool = False) -> nn.Module:

@@ -17,9 +17,9 @@ from plantops.planting.gradmax import GradMax, Start
 from plantops.planting.initialise import check_init, initialise, layer_init
 from plantops.planting.originals import Originals
 from plantops.planting.pins import pin
-from plantops.planting.stale import note_copied, note_replaced
 from plantops.planting.swap import replace
 from plantops.planting.trunk import planted_parameters, sites_of
+from plantops.train.stale import note_copied, note_replaced
 
 RECORD = "_plantops_record"
 

@@ -19,6 +19,7 @@ from torch import nn
 from plantops.graph import Plan
 from plantops.planting.candidate import Candidate, Growth, Student, Surroundings, grown, sweep_loop
 from plantops.planting.config import PlanterConfig
+from plantops.planting.pruned import HOW, SAMPLES, Pruned, check_prunable, prune_student
 from plantops.planting.sweep.round import sweep_shared
 from plantops.train.data import ImageData, MapStyle, from_dataset
 from plantops.train.loop import Trainer, evaluate, load_tensors
@@ -55,10 +56,12 @@ class PlanterResult:
         model: the planted network, plain ``torch.nn``, fine-tuned where that was asked for.
         planted: the planted network before fine-tuning (the same object as ``model`` without it).
         rounds: the initial network and every round that grew it.
-        history: the growths in order: ``grow(initial, history)`` gives the structure of ``planted``.
+        history: the growths in order: ``grow(initial, history)`` gives the structure of ``planted``, less what was
+            pruned.
         candidates: every candidate that was trained, by round, those of the last round (which grew nothing) included.
         stop: why the search ended.
         epochs: epochs on the network's own path: the winners' and the fine-tuning's.
+        prunings: what ``config.prune_every`` took in between, in order.
         test: cross entropy and accuracy of ``model`` on ``test_data``, where that was given.
     """
 
@@ -69,6 +72,7 @@ class PlanterResult:
     candidates: dict[int, list[Candidate]]
     stop: str
     epochs: int
+    prunings: list[Pruned] = field(default_factory=list)
     test: dict[str, Any] | None = None
 
 
@@ -80,10 +84,18 @@ class _State:
     rounds: list[Round]
     history: list[Growth] = field(default_factory=list)
     candidates: dict[int, list[Candidate]] = field(default_factory=dict)
+    prunings: list[Pruned] = field(default_factory=list)
+
+    @property
+    def val_loss(self) -> float | None:
+        """Of the network as it is."""
+        last = self.rounds[-1]
+        pruned = self.prunings[-1] if self.prunings else None
+        return pruned.val_loss[1] if pruned is not None and pruned.round == last.round else last.val_loss
 
     @property
     def loss(self) -> float:
-        loss = self.rounds[-1].val_loss
+        loss = self.val_loss
         return float("inf") if loss is None else loss
 
 
@@ -141,6 +153,8 @@ class Planter:
         self._check_logits(model, first_images)
         self.initial = Student.of(copy.deepcopy(model), self.around)
         wanted_growths(config.channels, self.initial.plan, config.sites)
+        if config.prune_every:
+            check_prunable(self.initial.model, self.around.example_inputs)
 
     def run(self) -> PlanterResult:
         """The whole search; continues where the session stopped."""
@@ -154,7 +168,9 @@ class Planter:
         if self.config.finetune_epochs:
             model = self._finetuned(planted)
             epochs += self.config.finetune_epochs
-        result = PlanterResult(model, planted, state.rounds, state.history, state.candidates, stop, epochs)
+        result = PlanterResult(
+            model, planted, state.rounds, state.history, state.candidates, stop, epochs, state.prunings
+        )
         if self.test is not None:
             test = self.test
             result.test = self.around.session.once("test", lambda: self._score(model, test))
@@ -183,7 +199,23 @@ class Planter:
         state.history.append(winner.growth)
         seconds = sum(candidate.seconds for candidate in candidates)
         state.rounds.append(self._summary(state.student, round, winner, seconds))
+        if self.config.prune_every and len(state.history) % self.config.prune_every == 0:
+            self._prune(state, [growth.site for growth in growths])
         return None
+
+    def _prune(self, state: _State, sites: list[str]) -> None:
+        """Go on from the network without the channels that it misses least."""
+        before = state.prunings[-1].val_loss[1] if state.prunings else state.rounds[0].val_loss
+        state.student, pruned = prune_student(
+            self.around,
+            state.student,
+            state.rounds[-1].round,
+            sites,
+            (before, state.val_loss),
+            lambda model: self._score(model, self.around.val),
+        )
+        state.prunings.append(pruned)
+        self.around.session.record("pruned", **dataclasses.asdict(pruned), samples=SAMPLES, **HOW)
 
     def _stop_reason(self, state: _State) -> str | None:
         limit = self.config.max_rounds

@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 
 from plantops.graph import Channelwise, Consumer, Plan, Site, check_plain
 from plantops.graph.layers import widths as widths_of
-from plantops.planting.stale import note_copied, note_replaced
+from plantops.train.stale import note_copied, note_replaced
 
 Cuts = dict[str, list[tuple[int, Tensor]]]
 """For every tensor that becomes smaller, by its name in the ``state_dict``: (dimension, entries that stay)."""

@@ -12,12 +12,15 @@ from torch import Tensor, nn
 import plantops
 from plantops import Planter, PlanterConfig
 from plantops.models import PlantingNet, count_macs, count_parameters
+from plantops.planting import pruned as pruned_between_rounds
 from plantops.planting.candidate import Candidate, Growth
 from plantops.planting.experiment import Comparison, Experiment, Family, check_experiment, run_experiment
 from plantops.planting.networks import find_network, load_network, save_network
-from plantops.planting.search import PlanterResult, choose
+from plantops.planting.pruned import Pruned
+from plantops.planting.search import PlanterResult, Round, choose
+from plantops.pruning import PruneResult
 from plantops.train.data import DataParts, ImageData
-from plantops.train.loop import evaluate
+from plantops.train.loop import Trainer, evaluate
 from plantops.train.recipe import Recipe
 from plantops.train.run import Run, RunError, read_run
 from plantops.train.session import Session
@@ -327,3 +330,104 @@ def test_damaged_and_foreign_networks_are_refused(tmp_path: Path) -> None:
         load_network(tmp_path / "nothing")
     with pytest.raises(TypeError, match="model must be a PlantingNet or made by name, got Linear"):
         save_network(tmp_path / "x", nn.Linear(1, 1), name="n", role="planted", data={})
+
+
+# Pruning between rounds
+
+
+def wasteful(dead: int = 2) -> PlantingNet:
+    """A network at the beginning of its training, with ``dead`` channels more in conv2 that nobody reads."""
+    model = network(3)
+    train, recipe = images(), Recipe(epochs=2, lr=0.05, batch_size=12)
+    trainer = Trainer(model, train, None, recipe, seed=0)
+    while not trainer.finished:
+        trainer.run_epoch()
+    plan = plantops.trace(model, train.normalise(train.images[:2]))
+    planted = plantops.plant(model, plan["conv2"], dead, init="zero_in", generator=torch.Generator().manual_seed(0))
+    return plantops.merge(planted)
+
+
+SOME = {"conv1": 2, "conv2": 2, "conv4": 2}
+
+
+def pruning_search(tmp_path: Path, **fields: Any) -> tuple[PlanterResult, list[dict[str, Any]]]:
+    with Run.create(tmp_path / "run", {}) as run:
+        model, settings = wasteful(), config(epochs=8, **fields)
+        result = Planter(model, network(6, 1), images(), images(18, 1), settings, run=run).run()
+    return result, read_run(tmp_path / "run").metrics
+
+
+def check_pruning(pruned: Pruned, row: Round, gained_from: float | None) -> None:
+    """What it took is what it says, and it cost at most a tenth of what was gained before."""
+    assert set(pruned.removed) <= set(SOME)
+    for name, gone in pruned.removed.items():
+        assert pruned.widths[name] == row.widths[name] - gone
+    (sample_before, sample_after), (before, after) = pruned.sample_loss, pruned.val_loss
+    assert None not in (sample_before, sample_after, before, after, gained_from)
+    assert before == row.val_loss
+    assert pruned.max_loss_increase == pytest.approx(0.1 * (gained_from - before))  # type: ignore[operator]
+    assert sample_after <= sample_before + pruned.max_loss_increase  # type: ignore[operator]
+    assert after <= before + pruned.max_loss_increase + 1e-7  # type: ignore[operator]
+
+
+def test_pruning_between_rounds(tmp_path: Path) -> None:
+    result, metrics = pruning_search(tmp_path, prune_every=1, max_rounds=3, channels=SOME)
+    assert [pruned.round for pruned in result.prunings] == [row.round for row in result.rounds[1:]]
+    assert len(result.prunings) >= 2
+    assert result.prunings[0].removed["conv2"] >= 2  # the two that nobody reads
+    gained_from = result.rounds[0].val_loss
+    for row, pruned in zip(result.rounds[1:], result.prunings, strict=True):
+        check_pruning(pruned, row, gained_from)
+        gained_from = pruned.val_loss[1]
+    for pruned, row in zip(result.prunings, result.rounds[2:], strict=False):  # the search went on from what was left
+        assert row.val_loss < pruned.val_loss[1]  # type: ignore[operator]
+        winner = next(c for c in result.candidates[row.round] if c.growth.site == row.grown)
+        assert row.parameters == pruned.parameters + winner.added_parameters
+        assert row.widths == {**pruned.widths, row.grown: pruned.widths[row.grown] + row.channels}  # type: ignore
+    last, score = result.prunings[-1], evaluate(result.planted, images(18, 1))
+    assert count_parameters(result.planted) == last.parameters
+    assert count_macs(result.planted, images().shape) == last.macs
+    assert (score.loss, score.accuracy) == (last.val_loss[1], last.val_accuracy)
+    records = [record for record in metrics if record["kind"] == "pruned"]
+    assert [(r["round"], r["removed"]) for r in records] == [(p.round, p.removed) for p in result.prunings]
+    how = {
+        "criterion": "loss",
+        "samples": 1024,
+        "share": 0.1,
+        "max_loss_increase": result.prunings[0].max_loss_increase,
+    }
+    assert how.items() <= records[0].items()
+
+
+def test_pruning_is_every_so_many_growths(tmp_path: Path) -> None:
+    result, _ = pruning_search(tmp_path, prune_every=2, max_rounds=3)
+    assert len(result.history) == 3
+    assert [pruned.round for pruned in result.prunings] == [2]
+
+
+def test_a_step_that_the_held_out_part_misses_is_undone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def reckless(*args: Any, max_loss_increase: float, **kwargs: Any) -> PruneResult:
+        return plantops.prune(*args, max_loss_increase=1e9, **kwargs)
+
+    monkeypatch.setattr(pruned_between_rounds, "prune", reckless)
+    result, _ = pruning_search(tmp_path, prune_every=1, max_rounds=1, channels=SOME)
+    (pruned,) = result.prunings
+    before, after = pruned.val_loss
+    assert after <= before + pruned.max_loss_increase + 1e-7  # type: ignore[operator]
+    assert sum(pruned.widths[name] for name in SOME) > len(SOME)  # one channel each would have been left
+
+
+def test_a_model_that_cannot_be_pruned_is_refused_before_anything_trains() -> None:
+    class Branching(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = network()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.inner(x) if len(x) > 0 else self.inner(x) * 2
+
+    search(network(), prune_every=1, max_rounds=0)
+    with pytest.raises(ValueError, match="prune_every"):
+        search(Branching(), prune_every=1, max_rounds=0)
+    with pytest.raises(ValueError, match="prune_every must be an integer of at least 0, got -1"):
+        config(prune_every=-1)

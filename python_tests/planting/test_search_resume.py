@@ -16,6 +16,7 @@ from plantops.train.data import ImageData
 from plantops.train.progress import NullProgress
 from plantops.train.run import Run, read_run
 from plantops.train.session import Interrupted, Session
+from python_tests.planting.test_search import wasteful
 
 
 class StopAfter(NullProgress):
@@ -43,8 +44,11 @@ def network(width: int) -> PlantingNet:
     return PlantingNet([width] * 5, 3, 1, 8, fc_width=8, batch_norm=True, generator=own)
 
 
-def go(path: Path, stop_after: int = 0, optimizer: str = "sgd", **changes: Any) -> PlanterResult | None:
+def go(
+    path: Path, stop_after: int = 0, optimizer: str = "sgd", model: nn.Module | None = None, **changes: Any
+) -> PlanterResult | None:
     """Start the run or go on with it; None when it was stopped."""
+    model = network(2) if model is None else model
     fields: dict[str, Any] = {
         "channels": {"conv1": 1, "conv3": 2, "conv5": 1},
         "epochs": 2,
@@ -62,7 +66,7 @@ def go(path: Path, stop_after: int = 0, optimizer: str = "sgd", **changes: Any) 
         session = Session(run, checkpoint_seconds=1e9, progress=progress)
         progress.session = session
         try:
-            return Planter(network(2), network(5), images(36, 0), images(18, 1), config, session=session).run()
+            return Planter(model, network(5), images(36, 0), images(18, 1), config, session=session).run()
         except Interrupted:
             return None
 
@@ -100,6 +104,22 @@ def test_stopped_after_every_epoch(tmp_path: Path, optimizer: str, changes: dict
     assert all(torch.equal(tensor, bits(whole.model)[name]) for name, tensor in bits(result.model).items())
     assert result.history == whole.history
     assert not (tmp_path / "run" / "features").exists()
+
+
+def test_stopped_between_growing_and_pruning(tmp_path: Path) -> None:
+    model = wasteful()
+    changes: dict[str, Any] = {"prune_every": 1, "epochs": 4, "lr": 0.05, "objective": "ce", "channels": 2}
+    whole = go(tmp_path / "whole", model=model, **changes)
+    assert whole is not None
+    assert [pruned.round for pruned in whole.prunings] == [1, 2]
+    assert whole.prunings[0].removed
+    result = go(tmp_path / "run", 3, model=model, **changes)
+    assert result is None
+    while result is None:
+        result = go(tmp_path / "run", 3, model=model, **changes)
+    assert records(tmp_path / "run") == records(tmp_path / "whole")
+    assert all(torch.equal(tensor, bits(whole.model)[name]) for name, tensor in bits(result.model).items())
+    assert result.prunings == whole.prunings
 
 
 def test_records_behind_the_checkpoint_are_written_again(tmp_path: Path) -> None:

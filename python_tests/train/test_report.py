@@ -215,6 +215,41 @@ def test_a_single_network(fake_run):
     assert "has not come to its end" not in page.text
 
 
+def test_what_was_pruned_between_rounds(fake_run, monkeypatch):
+    run = fake_run()
+    run.search(3)
+    sizes = {"widths": run.widths, "macs": 1}
+    run.run.log(
+        "pruned", round=1, removed={"conv2": 3, "conv5": 1}, parameters=12_345, val_accuracy=0.5, **sizes,
+        sample_loss=[0.75, 0.5], val_loss=[1.25, 1.125],
+    )  # fmt: skip
+    run.run.log(
+        "pruned", round=3, removed={}, parameters=23_456, val_accuracy=0.5, **sizes,
+        sample_loss=[0.5, 0.5], val_loss=[1.0, None],
+    )  # fmt: skip
+    run.network("initial", "initial", 8)
+    run.network("planted", "planted", run.widths)
+    run.run.close()
+    page = read(run)
+    rounds = complete_records(run, "round")
+    first, last = ([row for row in page.rows if row[0] == str(number) and len(row) == 5] for number in (1, 3))
+    assert first[0][1:] == [
+        "conv2 -3, conv5 -1",
+        f"{rounds[1]['parameters']:,} \u2192 12,345",
+        "0.7500 \u2192 0.5000",
+        "1.2500 \u2192 1.1250",
+    ]
+    assert last[0][1:] == [
+        "nothing",
+        f"{rounds[3]['parameters']:,} \u2192 23,456",
+        "0.5000 \u2192 0.5000",
+        "1.0000 \u2192 -",
+    ]
+    assert "Pruning between rounds took away 4 channels on the way." in page.text
+    bars = figures_of(run, monkeypatch)["candidates"].axes[0].get_lines()[:3]
+    assert [line.get_ydata()[0] for line in bars] == [rounds[0]["val_loss"], 1.125, rounds[2]["val_loss"]]
+
+
 def test_a_search_of_ones_own_program(fake_run):
     """Planter alone records rounds and a stop, but no finished networks."""
     run = fake_run(command=None)

@@ -154,10 +154,33 @@ def _search(story: Story, draw: Draw) -> list[str]:
             "Channels of every layer after every round",
             "Channels per layer after every round; the layer that grew is in bold.",
         ),
+        _pruning_table(story),
     ]
     if story.searches and not any(parts):
         return [paragraph("No round of the search is finished yet.", "soft")]
     return parts
+
+
+def _pruning_table(story: Story) -> str:
+    """What was pruned between rounds."""
+    if not story.prunings:
+        return ""
+    sizes = {record["round"]: record["parameters"] for record in story.rounds}
+    rows = [
+        [
+            str(behind),
+            ", ".join(f"{site} -{count}" for site, count in record["removed"].items()) or "nothing",
+            f"{sizes[behind]:,} \u2192 {record['parameters']:,}",
+            *(" \u2192 ".join(map(number, record[key])) for key in ("sample_loss", "val_loss")),
+        ]
+        for behind, record in story.prunings.items()
+    ]
+    columns = ["behind round", "pruned channels", "parameters", "loss on training samples", "held-out loss"]
+    about = (
+        "Between rounds the network was pruned: channels went as long as neither the loss over drawn training samples "
+        "nor the held-out loss grew by more than a tenth of the held-out loss that the growths before had gained."
+    )
+    return paragraph(about) + table(columns, rows, text_columns=2)
 
 
 def _costs(story: Story, draw: Draw) -> list[str]:

@@ -22,6 +22,7 @@ class Story:
     Attributes:
         rounds: the ``round`` records in order; round 0 is the initial network.
         candidates: the ``candidate`` records, by round.
+        prunings: the ``pruned`` records, by the round that they were behind.
         networks: the ``network`` records in order: the only place where the test part appears.
         curves: the ``epoch`` records of whole networks (not of candidates), by network name.
         stop: why the search ended; None where it has not.
@@ -34,6 +35,7 @@ class Story:
     parts: dict[str, Record]
     rounds: list[Record]
     candidates: dict[int, list[Record]]
+    prunings: dict[int, Record]
     networks: list[Record]
     curves: dict[str, list[Record]]
     stop: Record | None
@@ -82,6 +84,7 @@ class Story:
     def grown_losses(self) -> dict[int, float | None]:
         """For each round with candidates: the held-out loss of the network before it, which is 'do not grow'."""
         before = {record["round"] + 1: record.get("val_loss") for record in self.rounds}
+        before |= {number + 1: record["val_loss"][1] for number, record in self.prunings.items()}
         return {number: before.get(number) for number in self.candidates}
 
     def winner(self, number: int) -> str | None:
@@ -135,6 +138,7 @@ def tell(run: RunRecord, others: Sequence[Story] = ()) -> Story:
         parts={record["part"]: record for record in run.of("part")},
         rounds=sorted(run.of("round"), key=lambda record: record["round"]),
         candidates=dict(sorted(candidates.items())),
+        prunings={record["round"]: record for record in run.of("pruned")},
         networks=list(run.of("network")),
         curves=curves,
         stop=stops[-1] if stops else None,
@@ -156,6 +160,9 @@ def headline(story: Story) -> list[str]:
             f"{planted['parameters']:,} parameters; its test accuracy {verb} from {percent(initial['test_accuracy'])} "
             f"to {percent(planted['test_accuracy'])} ({change:+.1f} points)."
         )
+        if story.prunings:
+            gone = sum(sum(record["removed"].values()) for record in story.prunings.values())
+            sentences.append(f"Pruning between rounds took away {_count(gone, 'channel')} on the way.")
     elif story.networks:
         for record in story.networks:
             sentences.append(

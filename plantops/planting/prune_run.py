@@ -7,20 +7,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from plantops.graph import Plan, trace
 from plantops.planting.experiment import Entry, ExperimentResult, Stage
 from plantops.pruning.latency import latency_table
 from plantops.pruning.prune import prune
-from plantops.train.data import DataParts, ImageData
+from plantops.pruning.samples import draw_samples
+from plantops.train.data import DataParts
 from plantops.train.recipe import Recipe
-from plantops.train.seeds import generator
 from plantops.train.session import Session
 from plantops.train.teacher_logits import TeacherLogits
-
-SAMPLE_BATCH = 256
 
 
 @dataclass(frozen=True)
@@ -79,12 +76,6 @@ def prune_network(
     if device.type == "cpu":
         rows = latency_table({"initial": model, stage.entries[-1].name: stage.entries[-1].model}, batches[0][0][:64])
     return ExperimentResult({entry.name: entry.model for entry in stage.entries}, records, None), rows
-
-
-def draw_samples(train: ImageData, count: int, seed: int) -> list[tuple[Tensor, Tensor]]:
-    """``count`` normalised training images (all, where there are fewer) with labels, in batches."""
-    order = torch.randperm(len(train), generator=generator(seed, "prune"))[:count].to(train.device)
-    return [(train.normalise(train.images[part]), train.labels[part]) for part in order.split(SAMPLE_BATCH)]
 
 
 def _pruned(
