@@ -195,7 +195,9 @@ def planter_config(options: PlantOptions, device: torch.device) -> PlanterConfig
         "sweep",
         "sweep_memory",
     )
-    fields = {name: getattr(options, name) for name in (*same, *more, "finetune_epochs", "finetune_lr")}
+    joint = ("sites_per_round", "joint_epochs", "joint_lr", "finetune_epochs", "finetune_lr")
+    fields = {name: getattr(options, name) for name in (*same, *more, *joint)}
+    path = options.path_epochs
     return PlanterConfig(
         **fields,
         channels_last=options.channels_last and (options.sweep == "loop" or device.type != "cpu"),
@@ -203,6 +205,7 @@ def planter_config(options: PlantOptions, device: torch.device) -> PlanterConfig
         sites=tuple(part.strip() for part in options.sites.split(",") if part.strip()),
         max_parameters=options.max_params,
         objective=options.loss,
+        path_epochs=None if path is None else max(0, path - options.initial_epochs),
     )
 
 

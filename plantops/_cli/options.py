@@ -138,6 +138,8 @@ class PlantOptions(DataOptions, MachineOptions, NetworkOptions, OptimizerOptions
     """The winner has the smallest held-out loss, or the largest decrease of it per added parameter."""
     prune_every: int = 0
     """Behind every so many growths, prune channels for at most a tenth of the held-out loss gained; 0: never."""
+    sites_per_round: int = 1
+    """A round grows at so many of its best sites, where that is better on the held-out part than the best alone."""
     sweep: Literal["shared", "loop"] = "shared"
     """The candidates of a round in one pass over the data, or one after the other (the same training, slower)."""
     sweep_memory: int = 4 << 30
@@ -146,10 +148,17 @@ class PlantOptions(DataOptions, MachineOptions, NetworkOptions, OptimizerOptions
     """Initialiser of planted blocks."""
     grow_linear: bool = False
     """fc1 may grow, too."""
+    joint_epochs: int = 0
+    """Joint training of the whole network after every round; the next round freezes it again. 0: none, as published."""
+    joint_lr: float = 0.05
+    """Its learning rate."""
     finetune_epochs: int = 0
     """Joint training of the whole network after the search; 0: none, as published."""
     finetune_lr: float = 0.01
     """Its learning rate."""
+    path_epochs: int | None = None
+    """The joint training after the search goes on until the network's own path has had so many epochs in all: initial
+    training, rounds, joint trainings."""
     uniform: str = ""
     """Widths of uniform networks to train for comparison, as in 16,32."""
     uniform_loss: Literal["ce", "kl"] = "kl"

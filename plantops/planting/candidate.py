@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from plantops.graph import Plan, trace
 from plantops.models import count_macs, count_parameters
 from plantops.planting.config import PlanterConfig
-from plantops.planting.merge import merge
 from plantops.planting.plant import plant
 from plantops.planting.trunk import trunk_state
 from plantops.train.data import ImageData
-from plantops.train.loop import Trainer, load_tensors
+from plantops.train.loop import Trainer
 from plantops.train.ranks import spread
 from plantops.train.seeds import generator
 from plantops.train.session import Finished, Session
@@ -97,13 +95,6 @@ def plant_growth(around: Surroundings, student: Student, round: int, growth: Gro
     own = generator(around.config.seed, "init", round, growth.site)
     site = student.plan[growth.site]
     return plant(student.model, site, growth.channels, init=around.config.init, generator=own, input_grad="planted")
-
-
-def grown(around: Surroundings, student: Student, round: int, growth: Growth, blocks: Mapping[str, Tensor]) -> Student:
-    """``student`` with trained ``blocks`` merged into it: a plain network."""
-    planted = plant_growth(around, student, round, growth)
-    load_tensors(planted, blocks)
-    return Student.of(merge(planted), around)
 
 
 def key_of(round: int, growth: Growth) -> str:

@@ -29,14 +29,21 @@ class PlanterConfig:
         prune_every: behind every so many growths the trunk loses channels, at the sites that may grow: those that it
             misses least, as long as neither the loss over 1,024 training images nor the held-out loss grows by more
             than a tenth of what these growths gained. The search goes on from what is left. 0: never, as published.
+        sites_per_round: a round grows the network at so many of its best sites, where that has a smaller held-out loss
+            than the best alone; 1: one winner, as published.
         grow_linear: hidden linear layers may grow too.
         init: initialiser of planted blocks, as in ``plantops.plant``.
         objective: what planted blocks minimise: ``kl`` (the method), ``kd``, ``ce`` or ``adversarial``.
         temperature, alpha, discriminator_lr, lr, optimizer, momentum, weight_decay, schedule, batch_size, crop, flip,
             precision, channels_last: of the candidates' training, as in ``plantops.train.recipe.Recipe``; ``crop`` and
             ``flip`` are its augmentation.
+        joint_epochs: joint training of the whole network after every round that grew it; the next round freezes it
+            again. 0: none, as published.
+        joint_lr: its learning rate.
         finetune_epochs: joint training of the whole network after the search; 0: none, as published.
         finetune_lr: its learning rate.
+        path_epochs: the joint training after the search lasts longer than ``finetune_epochs`` where the search was
+            shorter: until rounds and joint trainings together have so many epochs; None: no.
         sweep: how the candidates of a round are trained; ``shared``: together, in one pass over the data that
             computes trunk and teacher once for all of them; ``loop``: one after the other.
         sweep_memory: bytes that a shared sweep may hold besides the data: the trunk's values for the batch, and for
@@ -70,8 +77,12 @@ class PlanterConfig:
     flip: bool = False
     precision: str = "float32"
     channels_last: bool = False
+    sites_per_round: int = 1
+    joint_epochs: int = 0
+    joint_lr: float = 0.05
     finetune_epochs: int = 0
     finetune_lr: float = 0.01
+    path_epochs: int | None = None
     sweep: str = "shared"
     sweep_memory: int = 4 << 30
     seed: int = 0
@@ -93,8 +104,13 @@ class PlanterConfig:
         check_choice("sweep", self.sweep, SWEEPS)
         check_minimum("prune_every", self.prune_every, 0)
         check_minimum("sweep_memory", self.sweep_memory, 1)
-        check_minimum("finetune_epochs", self.finetune_epochs, 0)
-        check_range("finetune_lr", self.finetune_lr, self.finetune_lr > 0, "above 0")
+        check_minimum("sites_per_round", self.sites_per_round, 1)
+        for name in ("joint", "finetune"):
+            check_minimum(f"{name}_epochs", getattr(self, f"{name}_epochs"), 0)
+            lr = getattr(self, f"{name}_lr")
+            check_range(f"{name}_lr", lr, lr > 0, "above 0")
+        if self.path_epochs is not None:
+            check_minimum("path_epochs", self.path_epochs, 0)
         self.recipe()
 
     def recipe(self, **changes: Any) -> Recipe:
@@ -113,7 +129,3 @@ class PlanterConfig:
             channels_last=self.channels_last,
         )
         return Recipe(**{**fields, **changes})
-
-    def finetune_recipe(self) -> Recipe:
-        """How the whole network is trained after the search."""
-        return self.recipe(epochs=self.finetune_epochs, lr=self.finetune_lr)

@@ -318,21 +318,22 @@ def most_epochs(experiment: Experiment, trains_teacher: bool) -> int:
     config = experiment.planter
     rounds = 1 if config.max_rounds is None else config.max_rounds
     sites = len(config.channels) if isinstance(config.channels, Mapping) else 5 + config.grow_linear
-    path = epochs_of(experiment.initial) + rounds * config.epochs + config.finetune_epochs
+    winners = rounds * (config.epochs + config.joint_epochs)
+    finetune = max(config.finetune_epochs, (config.path_epochs or 0) - winners)
+    path = epochs_of(experiment.initial) + winners + finetune
     each = path if experiment.comparison.as_many_epochs else experiment.comparison.recipe.epochs
     return (
         (epochs_of(experiment.teacher) if trains_teacher else 0)
         + epochs_of(experiment.initial)
-        + rounds * sites * config.epochs
-        + config.finetune_epochs
+        + rounds * (sites * config.epochs + config.joint_epochs)
+        + finetune
         + len(experiment.comparison.widths) * each
     )
 
 
 def _enter_planted(stage: Stage, search: PlanterResult, path_epochs: int, config: PlanterConfig) -> None:
     loss = "kl" if config.objective != "ce" else "ce"
-    sweeps = sum(candidate.seconds for candidates in search.candidates.values() for candidate in candidates)
-    epochs = path_epochs - config.finetune_epochs
-    stage.entries.append(Entry("planted", "planted", search.planted, loss, epochs, sweeps))
-    if config.finetune_epochs:
-        stage.entries.append(Entry("finetuned", "finetuned", search.model, loss, path_epochs, sweeps))
+    epochs, seconds = path_epochs - search.finetune_epochs, search.seconds - search.finetune_seconds
+    stage.entries.append(Entry("planted", "planted", search.planted, loss, epochs, seconds))
+    if search.finetune_epochs:
+        stage.entries.append(Entry("finetuned", "finetuned", search.model, loss, path_epochs, search.seconds))

@@ -17,12 +17,14 @@ import torch
 from torch import nn
 
 from plantops.graph import Plan
-from plantops.planting.candidate import Candidate, Growth, Student, Surroundings, grown, sweep_loop
+from plantops.planting.candidate import Candidate, Growth, Student, Surroundings, sweep_loop
 from plantops.planting.config import PlanterConfig
+from plantops.planting.joint import train_jointly
 from plantops.planting.pruned import HOW, SAMPLES, Pruned, check_prunable, prune_student
 from plantops.planting.sweep.round import sweep_shared
+from plantops.planting.winners import grown_together, ranked
 from plantops.train.data import ImageData, MapStyle, from_dataset
-from plantops.train.loop import Trainer, evaluate, load_tensors
+from plantops.train.loop import evaluate
 from plantops.train.progress import Progress
 from plantops.train.run import Run
 from plantops.train.session import Session, finite
@@ -33,7 +35,8 @@ _SWEEPS = {"shared": sweep_shared, "loop": sweep_loop}
 
 @dataclass(frozen=True)
 class Round:
-    """A round that grew the network; round 0 is the initial network. Losses are cross entropies (nats)."""
+    """A round that grew the network; round 0 is the initial network. Losses are cross entropies (nats), those of the
+    network after the round's joint training, where there is one. Several sites of one round stand between commas."""
 
     round: int
     grown: str | None
@@ -60,7 +63,9 @@ class PlanterResult:
             pruned.
         candidates: every candidate that was trained, by round, those of the last round (which grew nothing) included.
         stop: why the search ended.
-        epochs: epochs on the network's own path: the winners' and the fine-tuning's.
+        epochs: epochs on the network's own path: the winners', of joint trainings and of the fine-tuning.
+        seconds: of all trainings of the search, candidates that lost included.
+        finetune_epochs, finetune_seconds: the fine-tuning's part of these two.
         prunings: what ``config.prune_every`` took in between, in order.
         test: cross entropy and accuracy of ``model`` on ``test_data``, where that was given.
     """
@@ -72,6 +77,9 @@ class PlanterResult:
     candidates: dict[int, list[Candidate]]
     stop: str
     epochs: int
+    seconds: float
+    finetune_epochs: int = 0
+    finetune_seconds: float = 0.0
     prunings: list[Pruned] = field(default_factory=list)
     test: dict[str, Any] | None = None
 
@@ -84,6 +92,7 @@ class _State:
     rounds: list[Round]
     history: list[Growth] = field(default_factory=list)
     candidates: dict[int, list[Candidate]] = field(default_factory=dict)
+    seconds: float = 0.0
     prunings: list[Pruned] = field(default_factory=list)
 
     @property
@@ -158,18 +167,29 @@ class Planter:
 
     def run(self) -> PlanterResult:
         """The whole search; continues where the session stopped."""
-        state = _State(self.initial, [self._summary(self.initial, 0, None, 0.0)])
+        state = _State(self.initial, [self._summary(self.initial, 0, [], None, 0.0)])
         stop = self._stop_reason(state)
         while stop is None:
             stop = self._round(state) or self._stop_reason(state)
         self.around.session.record("stop", reason=stop, round=len(state.rounds) - 1)
-        epochs = len(state.history) * self.config.epochs
+        config = self.config
+        epochs = (len(state.rounds) - 1) * (config.epochs + config.joint_epochs)
         planted = model = state.student.model
-        if self.config.finetune_epochs:
-            model = self._finetuned(planted)
-            epochs += self.config.finetune_epochs
+        last, seconds = max(config.finetune_epochs, (config.path_epochs or 0) - epochs), 0.0
+        if last:
+            model, seconds = train_jointly(self.around, planted, "finetune", 0, last, config.finetune_lr)
         result = PlanterResult(
-            model, planted, state.rounds, state.history, state.candidates, stop, epochs, state.prunings
+            model,
+            planted,
+            state.rounds,
+            state.history,
+            state.candidates,
+            stop,
+            epochs + last,
+            state.seconds + seconds,
+            last,
+            seconds,
+            state.prunings,
         )
         if self.test is not None:
             test = self.test
@@ -190,18 +210,41 @@ class Planter:
         candidates = _SWEEPS[self.config.sweep](self.around, state.student, round, affordable)
         self.around.teacher.forget()
         state.candidates[round] = candidates
-        winner = choose(candidates, state.loss, self.config.select)
-        session.forget(candidate.key for candidate in candidates if candidate is not winner)
-        if winner is None:
+        state.seconds += sum(candidate.seconds for candidate in candidates)
+        ranking = ranked(candidates, state.loss, self.config.select)
+        if not ranking:
+            session.forget(candidate.key for candidate in candidates)
             return "no candidate improves"
-        blocks = session.tensors(winner.key)
-        state.student = grown(self.around, state.student, round, winner.growth, blocks)
-        state.history.append(winner.growth)
-        seconds = sum(candidate.seconds for candidate in candidates)
-        state.rounds.append(self._summary(state.student, round, winner, seconds))
-        if self.config.prune_every and len(state.history) % self.config.prune_every == 0:
+        val: dict[str, Any] | None
+        student, winners, val = self._grown(state.student, round, ranking)
+        session.forget(candidate.key for candidate in candidates if candidate not in winners)
+        state.history += [winner.growth for winner in winners]
+        if self.config.joint_epochs:
+            model, seconds = train_jointly(
+                self.around, student.model, "joint", round, self.config.joint_epochs, self.config.joint_lr
+            )
+            student, val = Student.of(model, self.around), None
+            state.seconds += seconds
+        state.student = student
+        state.rounds.append(self._summary(student, round, winners, val, sum(one.seconds for one in candidates)))
+        if self.config.prune_every and round % self.config.prune_every == 0:
             self._prune(state, [growth.site for growth in growths])
         return None
+
+    def _grown(
+        self, student: Student, round: int, ranking: list[Candidate]
+    ) -> tuple[Student, list[Candidate], dict[str, Any]]:
+        """The network grown by its winners, and its held-out score: several sites only if they beat the best alone."""
+        best = ranking[0]
+        alone = {"loss": best.val_loss, "accuracy": best.val_accuracy}
+        result, winners = grown_together(self.around, student, round, ranking, self.config.sites_per_round)
+        if len(winners) == 1:
+            return result, winners, alone
+        model = result.model
+        score = self.around.session.once(f"together/{round}", lambda: self._score(model, self.around.val))
+        if score["loss"] is not None and score["loss"] < best.loss:
+            return result, winners, score
+        return *grown_together(self.around, student, round, [best], 1), alone
 
     def _prune(self, state: _State, sites: list[str]) -> None:
         """Go on from the network without the channels that it misses least."""
@@ -219,20 +262,25 @@ class Planter:
 
     def _stop_reason(self, state: _State) -> str | None:
         limit = self.config.max_rounds
-        return "max_rounds" if limit is not None and len(state.history) >= limit else None
+        return "max_rounds" if limit is not None and len(state.rounds) > limit else None
 
-    def _summary(self, student: Student, round: int, winner: Candidate | None, seconds: float) -> Round:
-        """Measure a network that stands; what was measured of the winner's held-out score is not measured again."""
+    def _summary(
+        self,
+        student: Student,
+        round: int,
+        winners: Sequence[Candidate],
+        val: dict[str, Any] | None,
+        seconds: float,
+    ) -> Round:
+        """Measure a network that stands; ``val``: its held-out score, where that is known."""
         session, around = self.around.session, self.around
         train = session.once(f"train-score/{round}", lambda: self._score(student.model, around.train))
-        if winner is None:
+        if val is None:
             val = session.once(f"val-score/{round}", lambda: self._score(student.model, around.val))
-        else:
-            val = {"loss": winner.val_loss, "accuracy": winner.val_accuracy}
         summary = Round(
             round,
-            None if winner is None else winner.growth.site,
-            0 if winner is None else winner.growth.channels,
+            ", ".join(winner.growth.site for winner in winners) or None,
+            sum(winner.growth.channels for winner in winners),
             student.widths,
             student.parameters,
             student.macs,
@@ -248,27 +296,6 @@ class Planter:
     def _score(self, model: nn.Module, data: ImageData) -> dict[str, Any]:
         score = evaluate(model, data, precision=self.config.precision, channels_last=self.config.channels_last)
         return {"loss": finite(score.loss), "accuracy": score.accuracy}
-
-    def _finetuned(self, planted: nn.Module) -> nn.Module:
-        around, config = self.around, self.config
-        model = copy.deepcopy(planted).requires_grad_(True)
-        around.session.progress.stage("fine-tuning", config.finetune_epochs)
-
-        def make_trainer() -> Trainer:
-            return Trainer(
-                model,
-                around.train,
-                around.val,
-                config.finetune_recipe(),
-                teacher=around.teacher,
-                seed=config.seed,
-                keys=("finetune", 0),
-                batch_done=around.session.progress.batch,
-            )
-
-        work = around.session.fit("finetune", make_trainer, phase="finetune", name="finetune")
-        load_tensors(model, work.tensors)
-        return model
 
     def _check_logits(self, model: nn.Module, images: torch.Tensor) -> None:
         """Student and teacher give logits of the same classes for these images."""
@@ -312,20 +339,6 @@ def wanted_growths(channels: int | Mapping[str, int], plan: Plan, sites: Sequenc
     if not names:
         raise ValueError(f"sites ({', '.join(sites)}) and channels ({', '.join(wanted)}) have no site in common")
     return [Growth(name, -(-wanted[name] // plan[name].multiple) * plan[name].multiple) for name in names]
-
-
-def choose(candidates: Sequence[Candidate], loss: float, select: str) -> Candidate | None:
-    """The winner of a round, or None when no candidate has a smaller held-out loss than the network as it is.
-
-    ``loss``: the smallest held-out loss; ``loss_per_parameter``: the largest decrease per added parameter. The first in
-    execution order wins a tie.
-    """
-    better = [candidate for candidate in candidates if candidate.loss < loss]
-    if not better:
-        return None
-    if select == "loss":
-        return min(better, key=lambda candidate: candidate.loss)
-    return max(better, key=lambda candidate: (loss - candidate.loss) / candidate.added_parameters)
 
 
 def _image_data(data: ImageData | MapStyle, name: str, like: ImageData | None) -> ImageData:

@@ -1,6 +1,7 @@
 """The search: who competes, who wins, when it ends, and that it repeats bit for bit."""
 
 import copy
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,9 @@ from plantops.planting.candidate import Candidate, Growth
 from plantops.planting.experiment import Comparison, Experiment, Family, check_experiment, run_experiment
 from plantops.planting.networks import find_network, load_network, save_network
 from plantops.planting.pruned import Pruned
-from plantops.planting.search import PlanterResult, Round, choose
+from plantops.planting.search import PlanterResult, Round
+from plantops.planting.trunk import trunk_state
+from plantops.planting.winners import fill, ranked
 from plantops.pruning import PruneResult
 from plantops.train.data import DataParts, ImageData
 from plantops.train.loop import Trainer, evaluate
@@ -76,25 +79,21 @@ def candidate(site: str, loss: float | None, added: int) -> Candidate:
 
 def test_the_smallest_held_out_loss_wins() -> None:
     candidates = [candidate("a", 0.9, 1), candidate("b", 0.7, 1000), candidate("c", 0.8, 1)]
-    winner = choose(candidates, 1.0, "loss")
-    assert winner is not None
-    assert winner.growth.site == "b"
+    assert [winner.growth.site for winner in ranked(candidates, 1.0, "loss")] == ["b", "c", "a"]
 
 
 def test_loss_per_parameter_weighs_the_cost() -> None:
     candidates = [candidate("a", 0.9, 10), candidate("b", 0.7, 1000), candidate("c", 1.2, 1)]
-    winner = choose(candidates, 1.0, "loss_per_parameter")
-    assert winner is not None
-    assert winner.growth.site == "a"
+    assert [winner.growth.site for winner in ranked(candidates, 1.0, "loss_per_parameter")] == ["a", "b"]
 
 
 @pytest.mark.parametrize("select", ["loss", "loss_per_parameter"])
 def test_not_growing_competes(select: str) -> None:
-    assert choose([candidate("a", 1.0, 1), candidate("b", 1.1, 1)], 1.0, select) is None
+    assert ranked([candidate("a", 1.0, 1), candidate("b", 1.1, 1)], 1.0, select) == []
 
 
 def test_a_candidate_that_diverged_never_wins() -> None:
-    assert choose([candidate("a", None, 1)], 1.0, "loss") is None
+    assert ranked([candidate("a", None, 1)], 1.0, "loss") == []
 
 
 # The search
@@ -192,6 +191,101 @@ def test_finetuning_trains_everything_and_keeps_the_planted_network() -> None:
     assert tuned.epochs == plain.epochs + 2
 
 
+def test_joint_training_after_a_round_moves_everything_and_the_next_round_freezes_it() -> None:
+    alone, joint = search(max_rounds=1), search(max_rounds=1, joint_epochs=1)
+    assert alone.rounds[1].widths == joint.rounds[1].widths
+    moved = [n for n, t in joint.model.named_parameters() if not torch.equal(t, alone.model.get_parameter(n))]
+    assert moved == [name for name, _ in alone.model.named_parameters()]
+    # The round is worth what it is after its joint training.
+    assert joint.rounds[1].val_loss == evaluate(joint.model, images(18, 1)).loss
+    assert joint.epochs == alone.epochs + 1
+    two = search(max_rounds=2, joint_epochs=1, finetune_epochs=1)
+    assert two.rounds[1] == dataclasses.replace(joint.rounds[1], round_seconds=two.rounds[1].round_seconds)
+    assert two.epochs == 2 * (2 + 1) + 1
+    assert two.finetune_epochs == 1
+    planted = plantops.plant(joint.model, plantops.trace(joint.model, torch.zeros(2, 1, 8, 8))["conv1"], 1)
+    assert sum(p.requires_grad for p in planted.parameters()) == 3  # the out block with its bias, the in block
+
+
+def test_the_last_joint_training_fills_the_path_up() -> None:
+    assert search(max_rounds=1, path_epochs=7).epochs == 7
+    assert search(max_rounds=1, path_epochs=7, finetune_epochs=6).epochs == 2 + 6
+    assert search(max_rounds=1, path_epochs=1).epochs == 2
+
+
+def _trained_apart(model: nn.Module, sites: list[str]) -> list[dict[str, Tensor]]:
+    """Blocks at each site as if trained: everything that is not trunk is random."""
+    plan = plantops.trace(model, torch.zeros(2, 1, 8, 8))
+    found = []
+    for number, site in enumerate(sites):
+        planted = plantops.plant(model, plan[site], 2)
+        frozen, own = trunk_state(planted), torch.Generator().manual_seed(number)
+        state = planted.state_dict()
+        found.append({n: torch.randn(t.shape, generator=own) for n, t in state.items() if n not in frozen})
+    return found
+
+
+@pytest.mark.parametrize(
+    "sites", [["conv1", "conv4"], ["conv1", "conv2"], ["conv4", "conv5"], ["conv1", "conv2", "conv3"]]
+)
+def test_blocks_that_were_trained_apart_are_put_together(sites: list[str]) -> None:
+    model = network()
+    blocks = _trained_apart(model, sites)
+    plan = plantops.trace(model, torch.zeros(2, 1, 8, 8))
+    together = plantops.plant(model, [plan[site] for site in sites], 2)
+    fill(together, blocks)
+    grown = plantops.merge(together)
+    # Every site's own blocks stand in the grown layers, behind the old channels; old and new do not mix elsewhere.
+    for site, own in zip(sites, blocks, strict=True):
+        layer, old = grown.get_submodule(site), model.get_submodule(site)
+        wide, width = own[f"{site}.weight_out"].shape[1], old.weight.shape[0]
+        assert torch.equal(layer.weight[width:, :wide], own[f"{site}.weight_out"])
+        assert not layer.weight[width:, wide:].any()
+        assert torch.equal(layer.bias[width:], own[f"{site}.bias_out"])
+        assert torch.equal(layer.weight[:width, :wide], old.weight)
+        reader = plan[site].consumers[0].name
+        inputs, rows = model.get_submodule(reader).weight.shape[1], model.get_submodule(reader).weight.shape[0]
+        assert torch.equal(grown.get_submodule(reader).weight[:rows, inputs:], own[f"{reader}.weight_in"])
+
+
+def test_blocks_in_one_place_cannot_be_put_together() -> None:
+    model = network()
+    (blocks,) = _trained_apart(model, ["conv1"])
+    plan = plantops.trace(model, torch.zeros(2, 1, 8, 8))
+    with pytest.raises(ValueError, match=r"conv1\.weight_out once, got it 2 times"):
+        fill(plantops.plant(model, plan["conv1"], 2), [blocks, blocks])
+    with pytest.raises(ValueError, match=r"conv1\.weight_out must have the shape \[3, 1, 3, 3\], got \[2, 1, 3, 3\]"):
+        fill(plantops.plant(model, plan["conv1"], 3), [blocks])
+
+
+def test_a_round_grows_at_its_best_sites_together() -> None:
+    few: dict[str, Any] = {"model": network(3), "max_rounds": 1, "lr": 0.01, "epochs": 4}
+    one, three = search(**few), search(**few, sites_per_round=3)
+    ranking = ranked(one.candidates[1], one.rounds[0].val_loss or 0, "loss")
+    first, last = one.rounds[1], three.rounds[1]
+    assert first.grown == ranking[0].growth.site
+    assert three.history == [winner.growth for winner in ranking[:3]]
+    assert last.grown == ", ".join(growth.site for growth in three.history)
+    assert last.val_loss == evaluate(three.model, images(18, 1)).loss
+    assert last.val_loss < (first.val_loss or 0)
+    assert last.channels == 6
+    assert last.parameters == count_parameters(three.model)
+    # What does not fit beside the others is left out, and the next best takes its place.
+    limit = last.parameters - 1
+    others = search(**few, sites_per_round=3, max_parameters=limit)
+    assert others.history == [ranking[place].growth for place in (0, 1, 3)]
+    assert others.rounds[1].parameters <= limit
+
+
+def test_sites_together_have_to_beat_the_best_alone() -> None:
+    """Trained at this rate the blocks overshoot when they are put together."""
+    few: dict[str, Any] = {"model": network(3, 7), "max_rounds": 1, "epochs": 4}
+    one, three = search(**few), search(**few, sites_per_round=3)
+    assert len(ranked(one.candidates[1], one.rounds[0].val_loss or 0, "loss")) == 5
+    assert three.history == one.history
+    assert same_bits(three.model, one.model)
+
+
 def test_any_callable_teaches_and_any_map_style_dataset_serves() -> None:
     data = images()
     samples = [(data.normalise(image)[0], int(label)) for image, label in zip(data.images, data.labels, strict=True)]
@@ -231,6 +325,10 @@ def test_the_teacher_is_evaluated_and_not_differentiated() -> None:
         ("epochs", 0, "epochs must be an integer of at least 1, got 0"),
         ("sweep", "magic", "sweep must be one of shared, loop, got 'magic'"),
         ("sweep_memory", 0, "sweep_memory must be an integer of at least 1, got 0"),
+        ("sites_per_round", 0, "sites_per_round must be an integer of at least 1, got 0"),
+        ("joint_epochs", -1, "joint_epochs must be an integer of at least 0, got -1"),
+        ("joint_lr", 0.0, "joint_lr must be above 0, got 0.0"),
+        ("path_epochs", -1, "path_epochs must be an integer of at least 0, got -1"),
         ("finetune_lr", 0.0, "finetune_lr must be above 0, got 0.0"),
     ],
 )

@@ -86,6 +86,7 @@ def bits(model: nn.Module) -> dict[str, Tensor]:
         ("sgd", {}),
         ("adamw", {}),
         ("adamw", {"crop": 0}),
+        ("sgd", {"joint_epochs": 2, "sites_per_round": 2, "path_epochs": 11}),
         ("sgd", {"crop": 0, "flip": False, "sweep_memory": 70_000}),  # the training part's features lie on disk
     ],
 )
