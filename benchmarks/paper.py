@@ -152,6 +152,19 @@ def stopped_after(minutes: float | None) -> Iterator[Callable[[], bool]]:
         signal.setitimer(signal.ITIMER_REAL, 0)
 
 
+def finish(todo: Sequence[Job], folder: Path, minutes: float | None) -> int:
+    """Begin or go on with everything that has not ended; 0, or the exit status of what stopped."""
+    with stopped_after(minutes) as over:
+        for place, job in enumerate(todo, 1):
+            if not ended(folder / job.name):
+                print(f"\n{place}/{len(todo)}: {job.name}", flush=True)
+                status = carry_on(job, folder / job.name) or (INTERRUPTED if over() else 0)
+                if status:
+                    print(f"\nStopped at {place}/{len(todo)}, {job.name}. Call again to go on.")
+                    return status
+    return 0
+
+
 def row_of(job: Job, folder: Path, reduced: bool) -> dict[str, Any]:
     """The CSV row of a run that has ended."""
     run = read_run(folder)
@@ -237,14 +250,9 @@ def main(given: Sequence[str] | None = None) -> int:
     folder = Path(args.resume)
     folder.mkdir(parents=True, exist_ok=True)
     todo = jobs(args)
-    with stopped_after(args.minutes) as over:
-        for place, job in enumerate(todo, 1):
-            if not ended(folder / job.name):
-                print(f"\n{place}/{len(todo)}: {job.name}", flush=True)
-                status = carry_on(job, folder / job.name) or (INTERRUPTED if over() else 0)
-                if status:
-                    print(f"\nStopped at {place}/{len(todo)}, {job.name}. Call again to go on.")
-                    return status
+    status = finish(todo, folder, args.minutes)
+    if status:
+        return status
     rows = [row_of(job, folder / job.name, args.reduced) for job in todo]
     lines = summary(rows)
     name = f"paper_{args.dataset}{'_reduced' if args.reduced else ''}"
