@@ -35,6 +35,7 @@ def load_parts(options: DataOptions, seed: int, device: torch.device) -> DataPar
             options.data,
             options.data_root,
             val_fraction=options.val_fraction,
+            train_fraction=options.train_fraction,
             seed=seed,
             image_size=options.image_size,
             download=options.download,

@@ -36,7 +36,11 @@ def plant(arguments: list[str]) -> int:
         with mistakes():
             check_experiment(experiment, parts)
         return carry_out(
-            "plant", options, device, run, lambda session: run_experiment(experiment, parts, session, teacher)
+            "plant",
+            options,
+            device,
+            run,
+            lambda session: run_experiment(experiment, parts, session, teacher, logits_folder(options, teacher)),
         )
 
 
@@ -73,6 +77,7 @@ def _train(options: TrainOptions, run: Run | None) -> int:
             seed=options.seed,
             teacher=teacher,
             teacher_network=own_teacher,
+            logits_folder=logits_folder(options, teacher),
         )
 
     return carry_out("train", options, device, run, work)
@@ -124,6 +129,11 @@ def load_teacher(
             "give a network of the same data."
         )
     return network.build(model).to(device)
+
+
+def logits_folder(options: TeacherOptions, teacher: nn.Module | None) -> Path | None:
+    """Where the logits of a teacher that an earlier run trained are kept: beside that run, for the next one."""
+    return None if teacher is None or options.teacher is None else Path(options.teacher) / "logits"
 
 
 def carry_out(command: str, options: Any, device: torch.device, run: Run | None, work: Work) -> int:

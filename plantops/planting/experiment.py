@@ -11,6 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -213,9 +214,15 @@ def data_facts(train: ImageData) -> dict[str, Any]:
 
 
 def run_experiment(
-    experiment: Experiment, parts: DataParts, session: Session, teacher: nn.Module | None = None
+    experiment: Experiment,
+    parts: DataParts,
+    session: Session,
+    teacher: nn.Module | None = None,
+    logits_folder: Path | None = None,
 ) -> ExperimentResult:
     """Teacher (unless given), initial network, search, uniform networks, scores; continues where the session stopped.
+
+    ``logits_folder``: of a given teacher, where its logits lie between runs, see ``TeacherLogits``.
 
     Returns:
         the networks ``teacher``, ``initial``, ``planted``, (``finetuned``,) ``uniform-W`` with their records.
@@ -233,7 +240,7 @@ def run_experiment(
     else:
         stage.entries.append(Entry("teacher", "teacher", teacher.to(parts.train.device), None, None, 0.0))
     channels_last = (experiment.initial or experiment.comparison.recipe).channels_last
-    logits = TeacherLogits(teacher, channels_last=channels_last)
+    logits = TeacherLogits(teacher, channels_last=channels_last, folder=logits_folder)
     initial = stage.train(
         family.build(experiment.initial_widths, seed, "initial"),
         experiment.initial,
@@ -284,12 +291,14 @@ def train_network(
     seed: int = 0,
     teacher: nn.Module | None = None,
     teacher_network: tuple[Sequence[int], Recipe] | None = None,
+    logits_folder: Path | None = None,
 ) -> ExperimentResult:
     """Train one network of its own: a teacher, or a uniform (or any other) network of the tables.
 
     Args:
         role: ``teacher`` or ``uniform``.
         teacher: for a recipe that needs one; without it ``teacher_network`` (widths and recipe) is trained first.
+        logits_folder: of a given teacher, where its logits lie between runs, see ``TeacherLogits``.
     """
     epochs = recipe.epochs + (teacher_network[1].epochs if teacher_network is not None and teacher is None else 0)
     session.progress.start(epochs, session.epochs_done)
@@ -301,7 +310,7 @@ def train_network(
                 raise ValueError(f"teacher must be given for objective {recipe.objective!r}, got None")
             model = family.build(teacher_network[0], seed, "teacher")
             teacher = stage.train(model, teacher_network[1], phase="teacher", name="teacher")
-        logits = TeacherLogits(teacher.to(parts.train.device), channels_last=recipe.channels_last)
+        logits = TeacherLogits(teacher.to(parts.train.device), channels_last=recipe.channels_last, folder=logits_folder)
     stage.train(family.build(widths, seed, name), recipe, phase=role, name=name, teacher=logits)
     records = stage.finish(recipe.precision, recipe.channels_last)
     session.finish()

@@ -155,6 +155,7 @@ def load(
     root: str | os.PathLike[str] | None = None,
     *,
     val_fraction: float = 0.1,
+    train_fraction: float = 1.0,
     seed: int = 0,
     image_size: int | None = None,
     download: bool = False,
@@ -167,16 +168,19 @@ def load(
             ``~/.cache/plantops`` are tried.
         val_fraction: the share of the training part that is held out, stratified and seeded by ``seed``. A folder with
             a ``val`` of its own keeps that one.
+        train_fraction: the share of what is left that trains, stratified and seeded too; 0.1 is a case of small data.
         seed: of the held-out split. The test part never depends on it.
         image_size: resize all images to this square (bilinear, antialiased).
         download: let torchvision fetch CIFAR or STL-10 when the files are not there.
 
     Raises:
         DataError: an unknown name, files that are missing, damaged or not the published ones; says what to do.
-        ValueError: val_fraction or image_size out of range.
+        ValueError: val_fraction, train_fraction or image_size out of range.
     """
     if not 0.0 < val_fraction < 1.0:
         raise ValueError(f"val_fraction must lie between 0 and 1 (both excluded), got {val_fraction}")
+    if not 0.0 < train_fraction <= 1.0:
+        raise ValueError(f"train_fraction must be above 0 and at most 1, got {train_fraction}")
     if image_size is not None and image_size < 1:
         raise ValueError(f"image_size must be at least 1 pixel, got {image_size}")
     raw = _read(name, root, image_size, download)
@@ -186,6 +190,8 @@ def load(
         raw.train, raw.test = _split(raw.train, TEST_FRACTION, TEST_SEED, name)
     if raw.val is None:
         raw.train, raw.val = _split(raw.train, val_fraction, seed, name)
+    if train_fraction < 1.0:
+        _, raw.train = _split(raw.train, train_fraction, seed, name)
     mean, std = channel_statistics(raw.train.images)
 
     def part(of: RawPart, suffix: str) -> ImageData:

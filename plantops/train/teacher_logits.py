@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
+import safetensors
+import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from plantops._extension import STATUS
 from plantops.train.batches import Augment, Batch, epoch_batches, version_batches
 from plantops.train.data import ImageData
+from plantops.train.files import RunError, atomic_write_bytes
 from plantops.train.fused import fused
 
 Teacher = Callable[[Tensor], Tensor]
@@ -40,14 +46,24 @@ class TeacherLogits:
         teacher: any callable from a batch to logits; a module is put in ``eval()``. It is never differentiated.
         channels_last: memory format of the images that the teacher gets.
         cache_bytes: memory for the kept epochs; epochs that do not fit are computed each time.
+        folder: where rows that are kept for good lie between runs, too; made when it is not there. Where it cannot be
+            written they are computed in every run.
     """
 
-    def __init__(self, teacher: Teacher, *, channels_last: bool = False, cache_bytes: int = 1 << 30) -> None:
+    def __init__(
+        self,
+        teacher: Teacher,
+        *,
+        channels_last: bool = False,
+        cache_bytes: int = 1 << 30,
+        folder: Path | None = None,
+    ) -> None:
         self.teacher = teacher.eval() if isinstance(teacher, nn.Module) else teacher
         self._forward = fused(teacher) if isinstance(teacher, nn.Module) else teacher
         self.hash = content_hash(teacher)
         self._channels_last = channels_last
         self._cache_bytes = cache_bytes
+        self._folder = folder
         self._tables: dict[tuple[str, str, int], Tensor] = {}
         self._epochs: dict[tuple[object, ...], Tensor] = {}
         self._fingerprints: dict[int, tuple[ImageData, str]] = {}
@@ -113,8 +129,14 @@ class TeacherLogits:
         """The logits ``[variants N, K]`` of every version of every image, in the order of ``Batch.rows``."""
         key = (self.hash, self._fingerprint(data), variants)
         if key not in self._tables:
-            batches = version_batches(data, EVAL_BATCH, variants)
-            self._tables[key] = torch.cat([self.logits(batch.images) for batch in batches])
+            path = self._path(data, variants)
+            rows = None if path is None else _read(path)
+            if rows is None:
+                batches = version_batches(data, EVAL_BATCH, variants)
+                rows = torch.cat([self.logits(batch.images) for batch in batches])
+                if path is not None:
+                    _write(path, rows)
+            self._tables[key] = rows.to(data.device)
         return self._tables[key]
 
     def _epoch_key(
@@ -126,8 +148,32 @@ class TeacherLogits:
         if sum(kept.nbytes for kept in self._epochs.values()) + rows.nbytes <= self._cache_bytes:
             self._epochs[key] = rows
 
+    def _path(self, data: ImageData, variants: int) -> Path | None:
+        """The file of a table: its name says all that its bits depend on."""
+        if self._folder is None or not isinstance(self.teacher, nn.Module):
+            return None
+        device = data.device.type if data.device.type == "cpu" else torch.cuda.get_device_name(data.device)
+        how = (torch.__version__, STATUS.loaded, device, torch.get_num_threads(), self._channels_last)
+        norm = (data.mean.tolist(), data.std.tolist())
+        text = f"{self.hash} {self._fingerprint(data)} {variants} {norm} {how}"
+        return self._folder / f"{hashlib.sha256(text.encode()).hexdigest()}.safetensors"
+
     def _fingerprint(self, data: ImageData) -> str:
         held = self._fingerprints.get(id(data))
         if held is None or held[0] is not data:
             held = self._fingerprints[id(data)] = (data, data.fingerprint())
         return held[1]
+
+
+def _read(path: Path) -> Tensor | None:
+    """The rows of a file that an earlier run wrote; None where there is none, or it is damaged."""
+    try:
+        return safetensors.torch.load(path.read_bytes())["logits"]
+    except (OSError, safetensors.SafetensorError, KeyError):
+        return None
+
+
+def _write(path: Path, rows: Tensor) -> None:
+    with contextlib.suppress(OSError, RunError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        atomic_write_bytes(path, safetensors.torch.save({"logits": rows.cpu().contiguous()}))

@@ -148,8 +148,23 @@ def test_load_names_what_is_wrong(tmp_path):
         load("mnist")
     with pytest.raises(ValueError, match="val_fraction must lie between 0 and 1"):
         load("digits", val_fraction=1.0)
+    with pytest.raises(ValueError, match="train_fraction must be above 0 and at most 1, got 0"):
+        load("digits", train_fraction=0.0)
     with pytest.raises(ValueError, match="image_size must be at least 1 pixel, got 0"):
         load("digits", image_size=0)
+
+
+def test_a_share_of_the_training_part_is_every_class_alike():
+    pytest.importorskip("sklearn", reason="digits need scikit-learn")
+    whole, tenth = load("digits", seed=3), load("digits", seed=3, train_fraction=0.1)
+    assert len(tenth.train) == round(0.1 * len(whole.train))
+    counts, few = whole.train.labels.bincount(), tenth.train.labels.bincount()
+    assert ((few - 0.1 * counts).abs() <= 1).all()
+    assert torch.equal(tenth.val.images, whole.val.images)
+    assert torch.equal(tenth.test.images, whole.test.images)
+    known = {image.numpy().tobytes() for image in whole.train.images}
+    assert all(image.numpy().tobytes() in known for image in tenth.train.images)
+    assert torch.allclose(tenth.train.mean, tenth.train.images.double().mean().float())
 
 
 def test_image_size_resizes_to_the_nearest_level():

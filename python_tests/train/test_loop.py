@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -274,6 +275,43 @@ def test_teacher_logits_are_those_of_the_batch_and_computed_once(augment: Augmen
         logits.forget()
         list(logits.batches(data, 10, seed=1, keys=("k", 1), augment=augment))
         assert teacher.calls == 9
+
+
+def test_rows_that_are_kept_for_good_lie_in_a_folder_between_runs(tmp_path: Path) -> None:
+    data, teacher = images(), Counted()
+    folder = tmp_path / "logits"
+
+    def rows(of: ImageData = data, flip: bool = True) -> Tensor:
+        logits = TeacherLogits(teacher, folder=folder)
+        batches = logits.batches(of, 24, seed=1, keys=(), augment=Augment(0, flip))
+        return torch.cat([row for _, row in batches])
+
+    first, calls = rows(), teacher.calls
+    assert torch.equal(rows(), first)
+    assert teacher.calls == calls
+    # Other versions, other images, other statistics, another teacher: other rows.
+    rows(flip=False)
+    rows(images(seed=1))
+    rows(dataclasses.replace(data, mean=data.mean + 1))
+    with torch.no_grad():
+        next(teacher.parameters()).mul_(2)
+    assert not torch.equal(rows(), first)
+    assert len(list(folder.iterdir())) == 5
+    # What is damaged is computed again and mended.
+    for path in folder.iterdir():
+        path.write_bytes(path.read_bytes()[:-5])
+    calls, second = teacher.calls, rows()
+    assert teacher.calls > calls
+    calls = teacher.calls
+    assert torch.equal(rows(), second)
+    assert teacher.calls == calls
+
+
+def test_a_folder_that_cannot_be_written_is_done_without(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    logits = TeacherLogits(Counted(), folder=tmp_path / "file" / "logits")
+    ((_, rows),) = logits.batches(images(), 24, seed=1, keys=(), augment=Augment())
+    assert rows.shape == (24, 3)
 
 
 def test_epochs_that_do_not_fit_are_not_kept() -> None:
