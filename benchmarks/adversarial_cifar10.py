@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from harness import RESULTS, table, write_csv
-from paper import Job, finish, row_of
+from runs import Job, finish, row_of
 
 from plantops._cli.mistakes import INTERRUPTED
 from plantops.train.run import RunError

@@ -5,29 +5,24 @@
 Every network is a run of ``plantops teacher``, ``train`` or ``plant`` in a folder of its own below ``--resume``, so the
 script can be stopped at any time (Ctrl-C, ``--minutes``) and called again: finished runs are read, the one under way
 goes on. When all have ended it prints the table and writes CSV and plot. ``--reduced`` shortens all trainings to what a
-CPU can do; such rows are marked. Planting: ``default`` is this package's search, ``paper`` the published procedure.
+CPU can do; such rows are marked. ``--side-by-side N`` trains N runs at a time on one device, each with a log beside its
+folder. Planting: ``default`` is this package's search, ``paper`` the published procedure.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
-import json
-import os
-import signal
 import statistics
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from harness import RESULTS, table, write_csv
+from runs import Job, finish, row_of
 
 from plantops._cli.mistakes import INTERRUPTED
-from plantops.bench.record import commit
-from plantops.cli import main as plantops
-from plantops.train.run import Run, RunError, read_run
-from plantops.train.session import Session
+from plantops.train.run import RunError
 
 PUBLISHED: dict[str, dict[str, tuple[int, float, float]]] = {
     "cifar10": {
@@ -59,127 +54,71 @@ PUBLISHED: dict[str, dict[str, tuple[int, float, float]]] = {
 
 LIMITS = {"cifar10": 40_600, "cifar100": 78_500, "stl10": 82_600, "digits": 6_000}
 TEACHER_WIDTHS = {"cifar10": 128, "cifar100": 128, "stl10": 64, "digits": 8}
-WIDTHS = {
-    "cifar10": (8, 16, 32, 64, 128),
-    "cifar100": (8, 16, 32, 64, 128),
-    "stl10": (8, 16, 32, 64, 128),
-    "digits": (3,),
-}
-REDUCED = {"teacher_width": 64, "widths": (8, 16, 32), "teacher_epochs": 24, "epochs": 40, "candidate_epochs": 10}
-TOY = {"teacher_width": 4, "widths": (3,), "teacher_epochs": 2, "epochs": 2, "candidate_epochs": 1}
+WIDTHS = (8, 16, 32, 64, 128)
 
 
 @dataclass(frozen=True)
-class Job:
-    """One run: its folder's name, the row it is in the table, and how plantops is called for it."""
+class Size:
+    """How long trainings are: options of the command line for each kind of run, behind those of every run."""
 
-    name: str
-    row: str
-    seed: int
-    arguments: tuple[str, ...]
-    role: str
+    widths: tuple[int, ...] = WIDTHS
+    all: tuple[str, ...] = ()
+    teacher: tuple[str, ...] = ()
+    uniform: tuple[str, ...] = ()
+    planted: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+
+def _options(text: str) -> tuple[str, ...]:
+    return tuple(text.split())
+
+
+FULL = Size(uniform=_options("--epochs 100"))
+REDUCED = Size(
+    widths=(8, 16, 32),
+    all=_options("--crop 0 --threads 1"),
+    teacher=_options("--width 64 --epochs 12 --lr 0.05 --crop 4"),
+    uniform=_options("--epochs 20"),
+    planted={
+        "paper": _options("--initial-epochs 20 --epochs 5"),
+        "default": _options("--initial-epochs 4 --epochs 1 --finetune-epochs 8 --path-epochs 20"),
+    },
+)
+"""What a CPU can do: the students without crops, so that the teacher's logits are computed once. All rows but those of
+the published procedure have as many epochs."""
+TOY = Size(
+    widths=(3,),
+    teacher=_options("--width 4 --epochs 2"),
+    uniform=_options("--epochs 2"),
+    planted=dict.fromkeys(("paper", "default"), _options("--initial-epochs 2 --epochs 1 --max-rounds 1")),
+)
 
 
 def jobs(args: argparse.Namespace) -> list[Job]:
     """Everything that the table needs, the teacher of a seed before those whom it teaches."""
-    length = TOY if args.dataset == "digits" else REDUCED if args.reduced else {}
-    teacher_width = length.get("teacher_width", TEACHER_WIDTHS[args.dataset])
-    widths = (
-        [int(width) for width in args.widths.split(",")] if args.widths else length.get("widths", WIDTHS[args.dataset])
-    )
-    data = ["--data", args.dataset, *(["--data-root", args.data_root] if args.data_root else [])]
+    size = TOY if args.dataset == "digits" else REDUCED if args.reduced else FULL
+    widths = [int(width) for width in args.widths.split(",")] if args.widths else size.widths
+    data = ["--data", args.dataset, *(["--data-root", args.data_root] if args.data_root else []), *size.all]
+    data += ["--train-fraction", str(args.train_fraction), "--device", args.device, "--no-report"]
     found = []
     for seed in range(args.seeds):
-        common = [*data, "--seed", str(seed), "--device", args.device, "--no-report"]
-        teacher = f"teacher-{seed}"
-        own = ["teacher", *common, "--width", str(teacher_width), *_epochs("--epochs", length.get("teacher_epochs"))]
-        found.append(Job(teacher, "teacher", seed, tuple(own), "teacher"))
-        taught = ["--teacher", str(Path(args.resume) / teacher)]
+        common = [*data, "--seed", str(seed)]
+        teacher, after = args.teacher, None
+        if teacher is None:
+            after = f"teacher-{seed}"
+            own = ["teacher", *common, "--width", str(TEACHER_WIDTHS[args.dataset]), *size.teacher]
+            found.append(Job(after, "teacher", seed, tuple(own), "teacher"))
+            teacher = str(Path(args.resume) / after)
+        taught = ["--teacher", teacher]
         for width in widths:
             for loss, source in (("ce", []), ("kl", taught)):
                 row = f"uniform-{width}-{loss}"
-                own = ["train", *common, "--widths", str(width), "--loss", loss, *source]
-                own += _epochs("--epochs", length.get("epochs"))
-                found.append(Job(f"{row}-{seed}", row, seed, tuple(own), "uniform"))
+                own = ["train", *common, "--widths", str(width), "--loss", loss, *source, *size.uniform]
+                found.append(Job(f"{row}-{seed}", row, seed, tuple(own), "uniform", after if source else None))
         for preset in args.presets.split(","):
+            row = f"planted-{preset}"
             own = ["plant", *common, *taught, "--preset", preset, "--max-params", str(LIMITS[args.dataset])]
-            own += _epochs("--initial-epochs", length.get("epochs")) + _epochs(
-                "--epochs", length.get("candidate_epochs")
-            )
-            if args.dataset == "digits":
-                own += ["--max-rounds", "1"]
-            found.append(Job(f"planted-{preset}-{seed}", f"planted-{preset}", seed, tuple(own), "planted"))
+            found.append(Job(f"{row}-{seed}", row, seed, (*own, *size.planted.get(preset, ())), "planted", after))
     return found
-
-
-def _epochs(flag: str, epochs: int | None) -> list[str]:
-    return [] if epochs is None else [flag, str(epochs)]
-
-
-def ended(folder: Path) -> bool:
-    """Whether the run in ``folder`` is there and complete."""
-    if not folder.exists():
-        return False
-    with Run.open(folder) as run:
-        return Session.ended(run)
-
-
-def carry_on(job: Job, folder: Path) -> int:
-    """Begin the run, or go on with it; the exit status of plantops."""
-    if folder.exists():
-        return plantops([job.arguments[0], "--resume", str(folder)])
-    return plantops([*job.arguments, "--out", str(folder)])
-
-
-@contextlib.contextmanager
-def stopped_after(minutes: float | None) -> Iterator[Callable[[], bool]]:
-    """Ctrl-C to this process when the time is over: plantops then stops behind a checkpoint. Yields what tells whether
-    it is over: a run that was just ending ends as if nothing had been."""
-    over: list[bool] = []
-    if minutes is None:
-        yield lambda: False
-        return
-
-    def stop(*_: object) -> None:
-        over.append(True)
-        os.kill(os.getpid(), signal.SIGINT)
-
-    signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, 60 * minutes)
-    try:
-        yield lambda: bool(over)
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-
-
-def finish(todo: Sequence[Job], folder: Path, minutes: float | None) -> int:
-    """Begin or go on with everything that has not ended; 0, or the exit status of what stopped."""
-    with stopped_after(minutes) as over:
-        for place, job in enumerate(todo, 1):
-            if not ended(folder / job.name):
-                print(f"\n{place}/{len(todo)}: {job.name}", flush=True)
-                status = carry_on(job, folder / job.name) or (INTERRUPTED if over() else 0)
-                if status:
-                    print(f"\nStopped at {place}/{len(todo)}, {job.name}. Call again to go on.")
-                    return status
-    return 0
-
-
-def row_of(job: Job, folder: Path, reduced: bool) -> dict[str, Any]:
-    """The CSV row of a run that has ended."""
-    run = read_run(folder)
-    networks = [record for record in run.of("network") if record["role"] in (job.role, "finetuned")]
-    network = networks[-1]
-    machine = run.environment
-    return {
-        "dataset": run.config["data"], "row": job.row, "seed": job.seed, "reduced": reduced,
-        "parameters": network["parameters"], "macs": network["macs"],
-        **{name: network[name] for part in ("train", "val", "test") for name in (f"{part}_loss", f"{part}_accuracy")},
-        "widths": "-".join(map(str, network["widths"].values())), "epochs": network["epochs"],
-        "seconds": round(network["train_seconds"], 1), "config": json.dumps(run.config, sort_keys=True),
-        "hardware": (machine["gpus"] or [machine["cpu"]])[0], "cpu": machine["cpu"], "threads": machine["threads"],
-        "torch": machine["torch"], "python": machine["python"], "plantops": machine["plantops"], "commit": commit(),
-    }  # fmt: skip
 
 
 def summary(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -192,6 +131,8 @@ def summary(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         lines.append({
             "network": name + (" (reduced)" if own[0]["reduced"] else ""), "seeds": len(own),
             "parameters": int(statistics.median(row["parameters"] for row in own)),
+            "epochs": int(statistics.median(row["epochs"] or 0 for row in own)),
+            "training loss": round(statistics.median(row["train_loss"] for row in own), 4),
             "test loss": round(statistics.median(row["test_loss"] for row in own), 4),
             "test accuracy": round(statistics.median(accuracies), 2),
             "spread": round(max(accuracies) - min(accuracies), 2),
@@ -238,6 +179,9 @@ def arguments(given: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--widths", default="", help="uniform widths; default: the published ones")
     parser.add_argument("--presets", default="paper,default")
+    parser.add_argument("--teacher", help="run of a teacher that is there already; it then teaches all seeds")
+    parser.add_argument("--train-fraction", type=float, default=1.0, help="0.1: the case of small data")
+    parser.add_argument("--side-by-side", type=int, default=1, help="so many runs at the same time on this device")
     parser.add_argument("--minutes", type=float, help="stop after so many minutes; call again to go on")
     parser.add_argument("--reduced", action="store_true", help="short trainings, for a CPU; the rows say so")
     parser.add_argument("--device", default="auto")
@@ -250,12 +194,16 @@ def main(given: Sequence[str] | None = None) -> int:
     folder = Path(args.resume)
     folder.mkdir(parents=True, exist_ok=True)
     todo = jobs(args)
-    status = finish(todo, folder, args.minutes)
+    status = finish(todo, folder, args.minutes, args.side_by_side)
     if status:
         return status
-    rows = [row_of(job, folder / job.name, args.reduced) for job in todo]
+    places = [(job, folder / job.name) for job in todo]
+    if args.teacher is not None:
+        places.insert(0, (Job("teacher", "teacher", 0, (), "teacher"), Path(args.teacher)))
+    rows = [row_of(job, place, args.reduced) for job, place in places]
     lines = summary(rows)
-    name = f"paper_{args.dataset}{'_reduced' if args.reduced else ''}"
+    share = "" if args.train_fraction == 1 else f"_{args.train_fraction:g}"
+    name = f"paper_{args.dataset}{share}{'_reduced' if args.reduced else ''}"
     csv = write_csv(args.out / f"{name}.csv", rows)
     plot(lines, args.dataset, args.out / f"{name}.svg")
     columns = list(lines[0])

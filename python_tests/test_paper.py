@@ -33,31 +33,70 @@ def paper() -> Any:
     return module
 
 
-def call(tmp_path: Path, *more: str) -> subprocess.CompletedProcess[str]:
+def call(folder: Path, *more: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(ROOT / "benchmarks" / "paper.py"), "--dataset", "digits", "--device", "cpu"]
-    command += ["--resume", str(tmp_path / "runs"), "--out", str(tmp_path / "out"), "--seeds", "1", *more]
+    command += ["--resume", str(folder / "runs"), "--out", str(folder / "out"), "--seeds", "1", *more]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=280)
 
 
-@pytest.mark.slow
-def test_stopped_and_taken_up_it_ends_in_the_table(tmp_path: Path) -> None:
-    first = call(tmp_path, "--minutes", "0.03")
+def rows_of(folder: Path, name: str = "paper_digits") -> list[dict[str, str]]:
+    with (folder / "out" / f"{name}.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def stopped_and_taken_up(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A table that was made in two calls, and what the second one printed."""
+    folder = tmp_path_factory.mktemp("paper")
+    first = call(folder, "--minutes", "0.03")
     assert first.returncode == 130, first.stderr
     assert "Call again to go on." in first.stdout
-    assert not (tmp_path / "out").exists()
-    done = call(tmp_path)
+    assert not (folder / "out").exists()
+    done = call(folder)
     assert done.returncode == 0, done.stderr
-    with (tmp_path / "out" / "paper_digits.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
+    return folder, done.stdout
+
+
+@pytest.mark.slow
+def test_stopped_and_taken_up_it_ends_in_the_table(stopped_and_taken_up: tuple[Path, str]) -> None:
+    folder, printed = stopped_and_taken_up
+    rows = rows_of(folder)
     assert [(row["row"], row["seed"]) for row in rows] == [(name, seed) for seed in "0" for name in ROWS]
     for row in rows:
         assert 0 < float(row["test_accuracy"]) < 1 < float(row["test_loss"]) < 4
         assert int(row["parameters"]) > 1_000
-    assert (tmp_path / "out" / "paper_digits.svg").stat().st_size > 10_000
-    again = call(tmp_path)
+    assert (folder / "out" / "paper_digits.svg").stat().st_size > 10_000
+    again = call(folder)
     assert again.stdout.count("1/5") == 0  # nothing is trained again
-    assert again.stdout.splitlines()[1:] == done.stdout[done.stdout.rindex("network ") :].splitlines()
+    assert again.stdout.splitlines()[1:] == printed[printed.rindex("network ") :].splitlines()
+
+
+@pytest.mark.slow
+def test_side_by_side_it_is_the_same_table(stopped_and_taken_up: tuple[Path, str], tmp_path: Path) -> None:
+    whole = stopped_and_taken_up[0]
+    stopped = call(tmp_path, "--side-by-side", "3", "--minutes", "0.06")
+    assert stopped.returncode == 130, stopped.stdout + stopped.stderr
+    assert "runs left. Call again to go on." in stopped.stdout
+    done = call(tmp_path, "--side-by-side", "3")
+    assert done.returncode == 0, done.stdout + done.stderr
+    same = ("row", "parameters", "widths", "epochs", "train_loss", "val_loss", "test_loss", "test_accuracy")
+    results = [[{name: row[name] for name in same} for row in rows_of(folder)] for folder in (whole, tmp_path)]
+    assert results[0] == results[1]
+
+
+@pytest.mark.slow
+def test_a_teacher_that_is_there_and_a_part_of_the_images(
+    stopped_and_taken_up: tuple[Path, str], tmp_path: Path
+) -> None:
+    teacher = stopped_and_taken_up[0] / "runs" / "teacher-0"
+    few = ("--teacher", str(teacher), "--train-fraction", "0.2", "--presets", "default")
+    done = call(tmp_path, *few)
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = rows_of(tmp_path, "paper_digits_0.2")
+    assert [row["row"] for row in rows] == ["teacher", *ROWS[1:3], "planted-default"]
+    assert rows[0]["test_loss"] == rows_of(stopped_and_taken_up[0])[0]["test_loss"]
+    assert all('"train_fraction": 0.2' in row["config"] for row in rows[1:])
 
 
 def test_published_parameters_are_those_of_the_networks(paper: Any) -> None:
@@ -71,6 +110,7 @@ def test_published_parameters_are_those_of_the_networks(paper: Any) -> None:
 
 def test_medians_over_seeds_beside_the_published_figures(paper: Any) -> None:
     row = {"dataset": "cifar10", "row": "uniform-8-kl", "reduced": True, "parameters": 20_362}
+    row |= {"epochs": 20, "train_loss": 0.5}
     rows = [
         {**row, "test_loss": loss, "test_accuracy": share} for loss, share in ((0.9, 0.7), (0.8, 0.72), (0.7, 0.71))
     ]
