@@ -84,7 +84,7 @@ class Tally:
             total.zero_()
 
     def score(self, count: int | None = None) -> Score:
-        """``count``: of the samples, where steps were replayed and could not be counted; default: as added."""
+        """``count``: of the samples, where steps are replayed and so not counted; default: as added."""
         count = max(1, self._count if count is None else count)
         return Score(self._loss.item() / count, self._right.item() / count)
 

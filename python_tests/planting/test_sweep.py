@@ -136,6 +136,26 @@ def trunk() -> Trunk:
     return Trunk(Forward.of(model, (torch.zeros(2, 3, 8, 8),)), ["conv2", "pool", "conv5"], "float32")
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_value_does_not_depend_on_what_else_is_kept(dtype: torch.dtype) -> None:
+    """Alone, a convolution is one call with what follows it; the bits are those of each kept for itself."""
+    model = network("chain", dtype).eval().requires_grad_(False)
+    inputs = torch.randn(7, 3, 8, 8, dtype=dtype)
+    forward = Forward.of(model, (inputs[:2],))
+    names = [step.name for step in forward.steps]
+    whole = Trunk(forward, names, "float32")(inputs)
+    for name in names:
+        alone = Trunk(forward, [name], "float32")(inputs)
+        assert torch.equal(alone[name], whole[name]), name
+    # What the values are is for the modules to say.
+    expected: dict[str, Any] = {forward.input: inputs}
+    for step in forward.steps:
+        expected[step.name] = forward.run_of(step)(expected)
+        torch.testing.assert_close(whole[step.name], expected[step.name])
+    without_pooling = [name for name in names if "pool" not in name]
+    assert torch.equal(Trunk(forward, without_pooling, "float32")(inputs)["fc2"], whole["fc2"])
+
+
 def test_kept_features_are_the_trunks(trunk: Trunk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both versions of every image, in memory and on disk; a complete file is taken up, one of other weights is not."""
     data = images(30, 3)

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from plantops import functional
+from plantops._extension import STATUS
 from plantops.nn import PlantedBatchNorm2d, PlantedConv2d, PlantedLinear
 from plantops.planting.blocks import present
 
@@ -68,7 +69,7 @@ def is_plain(layer: nn.Module | None) -> TypeGuard[nn.Conv2d]:
     return type(layer) is nn.Conv2d and layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
 
 
-def whole(layer: nn.Conv2d, activation: str, max_pool: int) -> Callable[[Tensor], Tensor]:
+def whole(layer: nn.Conv2d, activation: str, max_pool: int, impl: str = "auto") -> Callable[[Tensor], Tensor]:
     """A frozen convolution with what follows it, in one call."""
     assert isinstance(layer.padding, tuple)
     geometry = (layer.stride, layer.padding, layer.dilation, layer.groups)
@@ -76,7 +77,31 @@ def whole(layer: nn.Conv2d, activation: str, max_pool: int) -> Callable[[Tensor]
 
     def run(input: Tensor) -> Tensor:
         return functional.planted_conv2d(
-            input, weight, None, None, bias, None, *geometry, activation=activation, max_pool=max_pool
+            input, weight, None, None, bias, None, *geometry, activation=activation, max_pool=max_pool, impl=impl
+        )
+
+    return run
+
+
+def is_native(layer: nn.Module | None) -> TypeGuard[nn.Conv2d]:
+    """Whether the compiled kernels for the CPU do the layer, whose sums are the same whatever is done behind them."""
+    if not is_plain(layer) or not STATUS.loaded:
+        return False
+    weight = layer.weight
+    simple = layer.stride == (1, 1) and layer.groups == 1 and weight.is_contiguous()
+    return simple and weight.device.type == "cpu" and weight.dtype in (torch.float32, torch.float64)
+
+
+def behind(layer: nn.Conv2d, activation: str, max_pool: int) -> Callable[[Tensor], Tensor]:
+    """What follows a frozen convolution, on its kept output: a convolution of no channels that adds it."""
+    no_inputs = layer.weight[:, :0]
+    kernel = layer.kernel_size
+
+    def run(kept: Tensor) -> Tensor:
+        batch, _, height, width = kept.shape
+        nothing = kept.new_empty((batch, 0, height + kernel[0] - 1, width + kernel[1] - 1))
+        return functional.planted_conv2d(
+            nothing, no_inputs, addend=kept, activation=activation, max_pool=max_pool, impl="native"
         )
 
     return run

@@ -104,19 +104,40 @@ def _supported(layer: nn.Module) -> bool:
     return type(layer) is PlantedLinear or (type(layer) is PlantedConv2d and layer.groups == 1)
 
 
-def trunk_program(forward: Forward, kept: Collection[str]) -> tuple[tuple[str, Run], ...]:
+def trunk_program(forward: Forward, kept: Collection[str], fuse: bool) -> tuple[tuple[str, Run], ...]:
     """What computes the values ``kept`` from the model's input.
 
-    Step by step, whatever else is kept: a value must not depend on who needs which other ones.
+    A value must not depend on who needs which other ones. So layers are run step by step, but for those (``fuse``) of
+    which the compiled kernels give the same bits together with the activation and the pooling behind them and alone.
     """
-    found = []
+    found: list[tuple[str, Run]] = []
+    covered: set[str] = set()
     for step in forward.before(kept):
+        if step.name in covered or step.name == forward.input:
+            continue
         layer = None if step.module is None else forward.model.get_submodule(step.module)
-        if type(layer) in (nn.Conv2d, nn.Linear):
+        if fuse and layers.is_native(layer) and _absorb(forward, step, True)[1] != step.name:
+            for name, start, run in _fused_steps(forward, step, layer, kept):
+                found.append((name, run))
+                covered.update(_chain(forward, start, name))
+        elif type(layer) in (nn.Conv2d, nn.Linear):
             found.append((step.name, apply_layer(step, layers.before_activation(layer))))  # type: ignore[arg-type]
-        elif step.name != forward.input:
+        else:
             found.append((step.name, forward.run_of(step)))
     return tuple(found)
+
+
+def _fused_steps(forward: Forward, step: Step, layer: nn.Conv2d, kept: Collection[str]) -> list[tuple[str, str, Run]]:
+    """A convolution and what follows it, in one call up to a value that is kept and in one behind it:
+    (value, first step that it covers, run)."""
+    (activation, pool), done = _absorb(forward, step, True, kept)
+    found = [(done, step.name, apply_layer(step, layers.whole(layer, activation, pool, "native")))]
+    if done == step.name:
+        (activation, pool), done = _absorb(forward, step, True, [name for name in kept if name != step.name])
+        if pool > 1:  # an activation alone is left to its layer
+            run = layers.behind(layer, activation, pool)
+            found.append((done, step.name, lambda values: run(values[step.name])))
+    return found
 
 
 def _trunk_steps(forward: Forward, steps: list[Step]) -> list[tuple[str, Run]]:
@@ -136,15 +157,18 @@ def _trunk_steps(forward: Forward, steps: list[Step]) -> list[tuple[str, Run]]:
     return found
 
 
-def _absorb(forward: Forward, step: Step, convolution: bool) -> tuple[tuple[str, int], str]:
-    """ReLU and max pooling that follow ``step`` and nothing else reads: ((activation, max_pool), last value's name)."""
+def _absorb(forward: Forward, step: Step, convolution: bool, kept: Collection[str] = ()) -> tuple[tuple[str, int], str]:
+    """ReLU and max pooling that follow ``step`` and nothing else reads: ((activation, max_pool), last value's name).
+
+    Values in ``kept`` are needed themselves: nothing is taken along behind them.
+    """
     activation, pool, name = "none", 1, step.name
-    if not convolution:
+    if not convolution or name in kept:
         return (activation, pool), name
     following = _only_user(forward, name)
     if following is not None and _is_relu(forward, following):
         activation, name = "relu", following.name
-        following = _only_user(forward, name)
+        following = None if name in kept else _only_user(forward, name)
     if following is not None:
         window = _pool_window(forward, following)
         if window is not None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from plantops.planting.sweep.graphs import Captured, Graphs
 from plantops.planting.sweep.train import Features, Member, SweepTrainer
 from plantops.train.data import ImageData
-from plantops.train.loop import EVAL_BATCH, Feed, Score, Tally
+from plantops.train.loop import EVAL_BATCH, Feed
 from plantops.train.recipe import Recipe
 from plantops.train.static_feed import StaticFeed, StaticPart
 from plantops.train.teacher_logits import TeacherLogits
@@ -61,7 +61,6 @@ class ReplayedTrainer(SweepTrainer):
         self._captured = Captured(graphs, self._rehearsal, refused)
         self._static = StaticFeed(feed)
         self._part = None if self._val is None else StaticPart(self._val, EVAL_BATCH, recipe.channels_last)
-        self._tallies = [Tally(feed.device) for _ in members]
 
     def load(self, tensors: Sequence[Mapping[str, Tensor]], state: Mapping[str, Any], epoch: int) -> None:
         super().load(tensors, state, epoch)
@@ -73,39 +72,27 @@ class ReplayedTrainer(SweepTrainer):
             learner.forget_gradients()
         super().close()
 
-    def _train_epoch(self) -> tuple[list[Score], float]:
-        for member in self.members:
-            member.planted.train()
+    def steps(self, epoch: int) -> Iterator[None]:
         static, feed = self._static, self._feed
-        static.begin(self.epoch)
-        self._clear()
+        static.begin(epoch)
         for place, size in enumerate(static.sizes):
             self._captured.run(("train", size, static.known), partial(self._static_step, size))
             if feed.batch_done is not None:
                 feed.batch_done(place + 1, feed.steps)
-        static.end(self.epoch)
-        return [tally.score(len(feed.train)) for tally in self._tallies], feed.rates(self.epoch)[-1]
+            yield
+        static.end(epoch)
 
     def _static_step(self, size: int) -> None:
-        self.step(*self._static.step(size), self._tallies)
+        self.step(*self._static.step(size))
 
-    def _score_val(self) -> list[Score | None]:
-        if self._val is None or self._part is None:
-            return [None] * len(self.members)
-        for member in self.members:
-            member.planted.eval()
+    def _score_steps(self, val: ImageData) -> None:
+        assert self._part is not None
         self._part.begin()
-        self._clear()
         for size in self._part.sizes:
             self._captured.run(("val", size), partial(self._static_score, self._part, size))
-        return [tally.score(len(self._val)) for tally in self._tallies]
 
     def _static_score(self, part: StaticPart, size: int) -> None:
-        self._score_step(part.step(size), self._tallies)
-
-    def _clear(self) -> None:
-        for tally in self._tallies:
-            tally.clear()
+        self._score_step(part.step(size))
 
     @contextlib.contextmanager
     def _rehearsal(self) -> Iterator[None]:

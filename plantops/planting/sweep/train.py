@@ -76,6 +76,7 @@ class SweepTrainer:
             Learner(recipe, [p for m in group for p in planted_parameters(m.planted)], seed=seed) for group in groups
         ]
         self._val, self._val_features = val if val is not None and len(val) else None, val_features
+        self._tallies = [Tally(feed.device) for _ in members]
         self._branches: Callable[[int], contextlib.AbstractContextManager[Branches]] = _in_turn
 
     @property
@@ -85,7 +86,13 @@ class SweepTrainer:
     def run_epoch(self) -> list[EpochResult]:
         """Train one more epoch and score the held-out part; the time is shared out evenly."""
         began = time.perf_counter()
-        train, lr = self._train_epoch()
+        for member in self.members:
+            member.planted.train()
+        self._clear()
+        for _ in self.steps(self.epoch):
+            pass
+        train = [tally.score(len(self._feed.train)) for tally in self._tallies]
+        lr = self._feed.rates(self.epoch)[-1]
         self.epoch += 1
         val = self._score_val()
         seconds = (time.perf_counter() - began) / len(self.members)
@@ -94,22 +101,19 @@ class SweepTrainer:
             for scores in zip(train, val, strict=True)
         ]
 
-    def _train_epoch(self) -> tuple[list[Score], float]:
-        for member in self.members:
-            member.planted.train()
-        tallies = [Tally(self._feed.device) for _ in self.members]
-        lr = 0.0
-        for batch, teacher_logits, lr in self._feed.epoch(self.epoch):
-            self.step(batch, teacher_logits, lr, tallies)
-        return [tally.score() for tally in tallies], lr
+    def steps(self, epoch: int) -> Iterator[None]:
+        """The steps of epoch number ``epoch``, from 0, one each time."""
+        for batch, teacher_logits, lr in self._feed.epoch(epoch):
+            self.step(batch, teacher_logits, lr)
+            yield
 
-    def step(self, batch: Batch, teacher_logits: Tensor | None, lr: float | Tensor, tallies: list[Tally]) -> None:
+    def step(self, batch: Batch, teacher_logits: Tensor | None, lr: float | Tensor) -> None:
         """One optimizer step of every candidate."""
         values = self._features(batch)
         for learner in self._learners:
             learner.begin(lr)
         with self._branches(len(self.members)) as branches:
-            for place, (member, tally, branch) in enumerate(zip(self.members, tallies, branches, strict=True)):
+            for place, (member, tally, branch) in enumerate(zip(self.members, self._tallies, branches, strict=True)):
                 learner = self._learners[place % len(self._learners)]
                 with branch:
                     learner.learn(partial(member.program, values), batch.labels, teacher_logits, tally)
@@ -140,17 +144,24 @@ class SweepTrainer:
             return [None] * len(self.members)
         for member in self.members:
             member.planted.eval()
-        tallies = [Tally(self._val.device) for _ in self.members]
-        for batch in eval_batches(self._val, EVAL_BATCH, self.recipe.channels_last):
-            self._score_step(batch, tallies)
-        return [tally.score() for tally in tallies]
+        self._clear()
+        self._score_steps(self._val)
+        return [tally.score(len(self._val)) for tally in self._tallies]
 
-    def _score_step(self, batch: Batch, tallies: list[Tally]) -> None:
+    def _score_steps(self, val: ImageData) -> None:
+        for batch in eval_batches(val, EVAL_BATCH, self.recipe.channels_last):
+            self._score_step(batch)
+
+    def _clear(self) -> None:
+        for tally in self._tallies:
+            tally.clear()
+
+    def _score_step(self, batch: Batch) -> None:
         """Add what every candidate makes of a held-out batch."""
         with torch.no_grad(), autocast(self.recipe.precision, batch.images.device):
             values = self._val_features(batch)
             with self._branches(len(self.members)) as branches:
-                for member, tally, branch in zip(self.members, tallies, branches, strict=True):
+                for member, tally, branch in zip(self.members, self._tallies, branches, strict=True):
                     with branch:
                         logits = full_precision(member.program(values))
                         loss = nn.functional.cross_entropy(logits, batch.labels, reduction="sum")

@@ -29,7 +29,7 @@ class Trunk:
         self.forward = forward
         self.names = tuple(name for name in dict.fromkeys(kept) if name != forward.input)
         self._precision = precision
-        self._steps = trunk_program(forward, self.names)
+        self._steps = trunk_program(forward, self.names, precision == "float32")
 
     def __call__(self, images: Tensor) -> Values:
         """The kept values for a batch of normalised images, without a graph. The images are one of them."""
