@@ -68,9 +68,8 @@ def test_levels_change_the_base_and_nothing_else(study: Any) -> None:
     assert len(found["base", ""]) == 3
     assert ("channels", "16") not in found  # the base
     for (factor, level), (job, *_) in found.items():
-        changed = set(job.arguments) - set(base)
         if factor != "base":
-            assert changed, (factor, level)
+            assert job.arguments != base, (factor, level)
             assert job.arguments.count("--channels") == 1
     flips = found["augmentation", "none"][0].arguments
     assert "--no-flip" in flips
