@@ -243,6 +243,14 @@ def test_resume_of_the_wrong_thing(planted: Path, capsys: pytest.CaptureFixture[
     assert f"go on with plantops plant --resume {planted}" in one_line(["train", "--resume", str(planted)], capsys)
 
 
+def test_a_training_that_diverges_stops_and_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["teacher", "--data", "digits", "--epochs", "5", "--lr", "1e9", "--threads", "1", "--out", "hot"]
+    assert cli.main([*arguments, "--progress", "none"]) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith("plantops teacher: teacher: the training diverged, its loss in epoch 1 of 5 is nan")
+    assert line.endswith("Begin a run with a lower one.")
+
+
 def test_resume_takes_no_other_numbers(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(Mistake, match="leave out --lr"):
         parse.resolve_again(PlantOptions, "plant", {"command": "plant"}, ["--lr", "0.5"])

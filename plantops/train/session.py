@@ -138,9 +138,12 @@ class Session:
         Returns:
             ``result`` holds the last epoch's ``train_loss``, ``train_accuracy``, ``val_loss``, ``val_accuracy``, ``lr``
             and the whole training's ``seconds``; ``tensors`` what changed, which the caller loads into its network.
+
+        Raises:
+            RunError: the training loss of an epoch is not finite: there is no use in going on.
         """
         part = Part(key, name, labels)
-        return self.fit_together([part], lambda: Alone(make_trainer()), phase=phase)[0]
+        return self.fit_together([part], lambda: Alone(make_trainer(), name), phase=phase)[0]
 
     def fit_together(
         self, parts: Sequence[Part], make_trainer: Callable[[], Together], *, phase: str

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from torch import Tensor
 
+from plantops.train.files import RunError
 from plantops.train.loop import EpochResult, Trainer
 
 
@@ -41,10 +43,14 @@ class Together(Protocol):
 
 
 class Alone:
-    """A ``Trainer`` as the only one of several."""
+    """A ``Trainer`` as the only one of several.
 
-    def __init__(self, trainer: Trainer) -> None:
-        self._trainer = trainer
+    ``indispensable``: its name, where nothing else can take its place: it must not diverge. Of several candidates one
+    may.
+    """
+
+    def __init__(self, trainer: Trainer, indispensable: str | None = None) -> None:
+        self._trainer, self._name = trainer, indispensable
 
     @property
     def epoch(self) -> int:
@@ -55,7 +61,14 @@ class Alone:
         return self._trainer.finished
 
     def run_epoch(self) -> list[EpochResult]:
-        return [self._trainer.run_epoch()]
+        """Raises RunError where the training loss is not finite and should be."""
+        epoch = self._trainer.run_epoch()
+        if self._name is not None and not math.isfinite(epoch.train_loss):
+            raise RunError(
+                f"{self._name}: the training diverged, its loss in epoch {epoch.epoch} of {epoch.epochs} is "
+                f"{epoch.train_loss} at learning rate {epoch.lr:.3g}. Begin a run with a lower one."
+            )
+        return [epoch]
 
     def tensors(self) -> list[Mapping[str, Tensor]]:
         return [self._trainer.tensors()]
