@@ -1,4 +1,4 @@
-"""Writes the measured tables of README.md from the CSV files under benchmarks/results/.
+"""Writes the measured tables of README.md and docs/search.md from the CSV files under benchmarks/results/.
 
     python benchmarks/readme_tables.py
 
@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
+import paper
+import study
 from harness import RESULTS
 
 from plantops.bench.case import BACKWARD, BOTH
@@ -24,10 +26,15 @@ LOOPS = (
     "loop, cached, compiled",
     "split + cat, cached, compiled",
 )
-README = Path(__file__).parents[1] / "README.md"
+ROOT = Path(__file__).parents[1]
 BEGIN, END = "<!-- results -->\n", "<!-- /results -->\n"
 Row = dict[str, str]
 Cases = dict[tuple[str, ...], dict[tuple[str, str], Row]]
+REDUCED = (
+    "CIFAR-10, trainings shortened to what a CPU can do (`epochs`; teacher w = 64), medians over seeds, beside the "
+    "published figures, which come from longer trainings under a teacher of w = 128."
+)
+SMALL = "The same on a tenth of the training images (loss in nats): who overfits, and by how much."
 ON_GPU = (
     "`planted_conv2d`, bf16 channels_last: 32x32x64, 16x16x128, 8x8x256 at batch 512; growth 1/16, 1/8, 1/4",
     "`planted_conv2d`, bf16 channels_last: the 3x3 stages of ResNet-50 at batch 64; growth 1/16, 1/8, 1/4",
@@ -172,6 +179,49 @@ def search() -> str:
     )
 
 
+def training() -> str:
+    """One training step of the paper's networks, fused and as modules."""
+    rows = read("training_cpu")
+    names = list(dict.fromkeys(row["variant"] for row in rows))
+    body = []
+    for width in dict.fromkeys(row["width"] for row in rows):
+        own = {row["variant"]: row for row in rows if row["width"] == width}
+        ratios = [f"{milliseconds(own[name])} ({own[name]['over_fused']}x)" for name in names[1:]]
+        body.append([width, milliseconds(own[names[0]]), *ratios])
+    return (
+        f"One training step of the paper's network on a CPU, batch {rows[0]['batch']}, milliseconds (medians); in "
+        f"brackets the time over that of the fused kernels. {provenance(rows[0])}. "
+        "Raw: `benchmarks/results/training_cpu.csv`.\n\n" + markdown(["width", *names], body)
+    )
+
+
+def published(name: str, what: str) -> str:
+    """The table of the publication with our networks in it."""
+    rows = read(name)
+    lines = paper.summary([{**row, **paper.numbers(row)} for row in rows])
+    for line in lines:
+        line["network"] = line["network"].removesuffix(" (reduced)")
+        line["parameters"] = f"{line['parameters']:,}"
+        if line["published parameters"]:
+            line["published parameters"] = f"{line['published parameters']:,}"
+    header = list(lines[0])
+    return f"{what} {provenance(rows[0])}. Raw: `benchmarks/results/{name}.csv`.\n\n" + markdown(
+        header, [[str(line[name]) for name in header] for line in lines]
+    )
+
+
+def factors() -> str:
+    """What each factor of the search changes."""
+    rows = read("study_cifar10")
+    lines = study.summary([{**row, **study.numbers(row)} for row in rows])
+    header = list(lines[0])
+    return (
+        "The held-out loss at the end, and its difference to the base of the same seeds. "
+        f"{provenance(rows[0])}. Raw: `benchmarks/results/study_cifar10.csv`.\n\n"
+        + markdown(header, [[str(line[name]) for name in header] for line in lines])
+    )
+
+
 def coverage() -> str:
     """Networks grown at all their sites at once, beside the same networks pruned once by Torch-Pruning."""
     rows = read("coverage_compared")
@@ -212,12 +262,17 @@ def coverage() -> str:
     return "### Which models grow\n\n" + text + markdown(header, lines) + behind
 
 
-def main() -> None:
-    text = README.read_text()
-    before, rest = text.split(BEGIN)
+def write(path: Path, tables: Iterable[str]) -> None:
+    """Put the tables between the marks of ``path``."""
+    before, rest = path.read_text().split(BEGIN)
     after = rest.split(END)[1]
-    tables = (convolution(), losses(), sweep(), gpu(), search(), coverage())
-    README.write_text(before + BEGIN + "\n".join(["", *tables, ""]) + END + after)
+    path.write_text(before + BEGIN + "\n".join(["", *tables, ""]) + END + after)
+
+
+def main() -> None:
+    reduced = published("paper_cifar10_reduced", REDUCED)
+    write(ROOT / "README.md", (convolution(), losses(), training(), sweep(), gpu(), search(), reduced, coverage()))
+    write(ROOT / "docs" / "search.md", (factors(), reduced, published("paper_cifar10_0.1_reduced", SMALL)))
 
 
 if __name__ == "__main__":

@@ -140,6 +140,11 @@ def summary(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return lines
 
 
+def numbers(row: Mapping[str, str]) -> dict[str, float]:
+    """What ``summary`` computes with, from the text of a CSV row."""
+    return {name: float(row[name]) for name in ("val_loss", "val_accuracy", "parameters", "seconds")}
+
+
 def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
     """Held-out loss of every level, the base's range over its seeds behind them."""
     import matplotlib
