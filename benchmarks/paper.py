@@ -83,7 +83,7 @@ REDUCED = Size(
     once=("uniform-32-ce", "uniform-32-kl", "planted-paper"),
     planted={
         "paper": _options("--initial-epochs 20 --epochs 2"),
-        "default": _options("--initial-epochs 4 --epochs 1 --finetune-epochs 8 --path-epochs 20"),
+        "default": _options("--initial-epochs 2 --epochs 1 --finetune-epochs 8 --path-epochs 20"),
     },
 )
 """What a CPU can do: the students without crops, so that the teacher's logits are computed once. All rows but those of

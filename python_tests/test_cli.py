@@ -145,6 +145,13 @@ def test_defaults_follow_the_data() -> None:
     assert parse.resolve(PlantOptions, "plant", ["--data=stl10", "--no-flip"]).flip is False
 
 
+def test_the_published_procedure_has_nothing_added() -> None:
+    options = parse.resolve(PlantOptions, "plant", ["--data", "cifar10", "--preset", "paper"])
+    assert (options.select, options.sites_per_round, options.joint_epochs, options.prune_every) == ("loss", 1, 0, 0)
+    assert (options.finetune_epochs, options.path_epochs, options.loss, options.temperature) == (0, None, "kl", 1.0)
+    assert (options.epochs, options.initial_epochs, options.initial_loss) == (100, 100, "ce")
+
+
 def test_info_names_every_op_and_how_to_change_what_is_missing(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["info"]) == 0
     said = capsys.readouterr().out
