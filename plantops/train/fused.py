@@ -56,5 +56,7 @@ def _can_fuse(model: nn.Module, precision: str) -> TypeGuard[PlantingNet]:
     kinds = {**dict.fromkeys(LAYERS, nn.Conv2d), "fc1": nn.Linear, "fc2": nn.Linear}
     plain = all(type(getattr(model, name)) is kind for name, kind in kinds.items())
     hooked = any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+    if not plain or hooked:
+        return False
     weight = model.get_parameter("conv1.weight")
-    return plain and not hooked and weight.device.type == "cpu" and weight.dtype in (torch.float32, torch.float64)
+    return weight.device.type == "cpu" and weight.dtype in (torch.float32, torch.float64)
