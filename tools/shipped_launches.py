@@ -11,9 +11,11 @@ from torch import Tensor
 from plantops.ops import _triton
 from plantops.ops._triton import Launch
 from plantops.ops.distillation_loss import triton as distillation
+from plantops.ops.group_sparsity import triton as sparsity
 from plantops.ops.kl_div_logits import triton as kl
 from plantops.ops.planted_conv2d import triton as conv
 from plantops.ops.planted_conv2d.triton_common import DOUBLES
+from plantops.ops.qsne_kl import triton as qsne
 
 ROWS = 4096
 LAST, FIRST = torch.channels_last, torch.contiguous_format
@@ -39,6 +41,17 @@ LOSSES = {
     "float16": (1000,),
     "float64": (10, 1000, 32768),
 }
+REGULARISED = {
+    "float32": (
+        "l1",
+        "group_lasso",
+        "hierarchical_square_rooted_exclusive_sparsity",
+        "hierarchical_squared_group_l1_2",
+    ),
+    "bfloat16": ("group_lasso", "hierarchical_squared_group_l1_2"),
+    "float64": ("hierarchical_square_rooted_group_lasso",),
+}
+EMBEDDED = {"float32": (1.0, 1.5, 2.0), "float64": (1.0, 1.5, 2.0)}  # q, for each number type
 POINTWISE = (1000, 32768)  # widths that are reduced to nothing as well
 
 
@@ -93,6 +106,27 @@ def run_losses(classes: int, dtype: torch.dtype) -> None:
         distillation.backward(loss, student, teacher, target, *sums, *config)
 
 
+def run_regulariser(penalty: str, dtype: torch.dtype) -> None:
+    """Value, gradient, and both in one, of two layers with groups of either kind."""
+    weights = [meta(64, 3, 7, 7, dtype=dtype), meta(64, 64, 3, 3, dtype=dtype, layout=LAST)]
+    for groups in ("feature", "neuron"):
+        value, coefficients = sparsity.forward(weights, penalty, groups, 1e-3, 1e-3)
+        sparsity.value_and_grad(weights, penalty, groups, 1e-3, 1e-3)
+    sparsity.backward(value, weights, coefficients, penalty, 1e-3)
+
+
+def run_embedding(q: float, dtype: torch.dtype) -> None:
+    """Objective and gradient of embeddings in two and three dimensions, P dense and over neighbours."""
+    points, neighbours = 2000, 90
+    p, values = meta(points, points, dtype=dtype), meta(points * neighbours, dtype=dtype)
+    crow, col = (torch.empty(n, dtype=torch.int64, device="meta") for n in (points + 1, points * neighbours))
+    for dimensions in (2, 3):
+        y = meta(points, dimensions, dtype=dtype)
+        for value in (True, False) if dimensions == 2 else (False,):
+            qsne.forward(y, p, None, None, q, 1.0, value)
+            qsne.forward(y, values, crow, col, q, 1.0, value)
+
+
 def launches() -> list[Launch]:
     """Everything that the report compiles; some of it more than once."""
     with _triton.recording() as recorded:
@@ -105,4 +139,10 @@ def launches() -> list[Launch]:
         for name, widths in LOSSES.items():
             for classes in widths:
                 run_losses(classes, getattr(torch, name))
+        for name, penalties in REGULARISED.items():
+            for penalty in penalties:
+                run_regulariser(penalty, getattr(torch, name))
+        for name, qs in EMBEDDED.items():
+            for q in qs:
+                run_embedding(q, getattr(torch, name))
     return recorded

@@ -14,7 +14,7 @@ from plantops.ops.group_sparsity.penalties import PENALTIES
 GROUPS = ("feature", "neuron")
 # Fewer input channels than lanes, a 1x1 layer, an odd kernel, three spatial dimensions, a linear layer, many blocks.
 SHAPES = ((6, 3, 7, 7), (5, 18, 1, 1), (4, 33, 3, 3), (3, 4, 2, 3, 2), (7, 19), (40, 36, 3, 3), (2, 3, 41, 41))
-each_impl = pytest.mark.parametrize("impl", implementations("group_sparsity"))
+each_impl = pytest.mark.parametrize("impl", implementations("group_sparsity")[:3])  # Triton: test_triton_companions.py
 each_penalty = pytest.mark.parametrize("penalty", PENALTIES)
 each_groups = pytest.mark.parametrize("groups", GROUPS)
 
@@ -207,7 +207,7 @@ def test_native_repeats_bit_for_bit_for_any_number_of_threads(groups: str, set_t
         assert all(torch.equal(a, b) for a, b in zip(grads, results[0][1], strict=True))
 
 
-@pytest.mark.parametrize("impl", implementations("group_sparsity")[-1:])
+@pytest.mark.parametrize("impl", implementations("group_sparsity")[2:3])
 @each_groups
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 def test_weights_larger_than_the_caches(impl: str, groups: str, dtype: torch.dtype):
@@ -281,7 +281,6 @@ def test_compiles_without_a_graph_break():
         ({"strength": -1.0}, ValueError, "strength: expected a finite number >= 0, got -1.0"),
         ({"l1": float("nan")}, ValueError, "l1: expected a finite number >= 0, got nan"),
         ({"impl": "fast"}, ValueError, "impl: expected one of"),
-        ({"impl": "triton"}, NotImplementedError, "triton"),
     ],
 )
 def test_errors_name_the_argument(change: dict, error: type[Exception], message: str):

@@ -15,7 +15,7 @@ from plantops.functional import qsne_kl, qsne_kl_value_and_grad
 
 QS = (1.0, 1.0001, 1.1, 1.5, 2.0, 2.5, 2.9)
 pytestmark = pytest.mark.filterwarnings("ignore:Sparse CSR tensor support")
-each_impl = pytest.mark.parametrize("impl", implementations("qsne_kl"))
+each_impl = pytest.mark.parametrize("impl", implementations("qsne_kl")[:3])  # Triton: test_triton_companions.py
 each_q = pytest.mark.parametrize("q", QS)
 
 
@@ -294,7 +294,6 @@ def test_compiles_without_a_graph_break():
         ({"p": torch.ones(4, 4).to_sparse()}, ValueError, "p: expected a dense or a sparse CSR tensor"),
         ({"p": torch.ones(4, 4).requires_grad_()}, ValueError, "p: expected a tensor without gradient"),
         ({"impl": "fast"}, ValueError, "impl: expected one of"),
-        ({"impl": "triton"}, NotImplementedError, "triton"),
     ],
 )
 def test_errors_name_the_argument(change: dict, error: type[Exception], message: str):

@@ -7,9 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from plantops.ops import _registry
+from plantops.ops import _registry, _triton
 from plantops.ops._checks import compute_dtype
 from plantops.ops.group_sparsity import aten, reference
+
+TRITON = "plantops.ops.group_sparsity.triton"
 
 
 def _value_like(weights: Sequence[Tensor]) -> Tensor:
@@ -37,18 +39,30 @@ def _fake_value_and_grad(
 forward_op = _registry.define(
     "group_sparsity",
     "(Tensor[] weights, str penalty, str groups, float strength, float l1, str impl) -> (Tensor, Tensor[])",
-    implementations={"reference": reference.forward, "aten": aten.forward},
+    implementations={
+        "reference": reference.forward,
+        "aten": aten.forward,
+        "triton": _triton.late(TRITON, "forward"),
+    },
     fake=_fake,
 )
 backward_op = _registry.define(
     "group_sparsity_backward",
     "(Tensor grad, Tensor[] weights, Tensor[] coefficients, str penalty, float l1, str impl) -> Tensor[]",
-    implementations={"reference": reference.backward, "aten": aten.backward},
+    implementations={
+        "reference": reference.backward,
+        "aten": aten.backward,
+        "triton": _triton.late(TRITON, "backward"),
+    },
     fake=_fake_backward,
 )
 value_and_grad_op = _registry.define(
     "group_sparsity_value_and_grad",
     "(Tensor[] weights, str penalty, str groups, float strength, float l1, str impl) -> (Tensor, Tensor[])",
-    implementations={"reference": reference.value_and_grad, "aten": aten.value_and_grad},
+    implementations={
+        "reference": reference.value_and_grad,
+        "aten": aten.value_and_grad,
+        "triton": _triton.late(TRITON, "value_and_grad"),
+    },
     fake=_fake_value_and_grad,
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from plantops.ops import _registry
+from plantops.ops import _registry, _triton
 from plantops.ops.qsne_kl import aten, reference
 
 MOST_DIMENSIONS = 3
@@ -29,6 +29,10 @@ qsne_kl_op = _registry.define(
     "qsne_kl",
     "(Tensor embedding, Tensor p, Tensor? crow, Tensor? col, float q, float exaggeration, bool value, str impl)"
     " -> (Tensor, Tensor, Tensor)",
-    implementations={"reference": reference.forward, "aten": aten.forward},
+    implementations={
+        "reference": reference.forward,
+        "aten": aten.forward,
+        "triton": _triton.late("plantops.ops.qsne_kl.triton", "forward"),
+    },
     fake=_fake,
 )
