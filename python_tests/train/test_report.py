@@ -174,6 +174,23 @@ def test_the_plotted_numbers_are_the_recorded_ones(complete, monkeypatch):
     assert heights == [record["widths"][layer] for layer in rounds[0]["widths"] for record in rounds]
 
 
+def test_a_round_that_grew_at_two_sites(fake_run, monkeypatch):
+    run = fake_run()
+    widths = {f"conv{layer}": 8 for layer in range(1, 6)}
+    grown = {**widths, "conv1": 16, "conv3": 12}
+    run.round(0, None, widths, 1.0)
+    for site, loss in (("conv1", 0.9), ("conv2", 0.95), ("conv3", 0.92)):
+        run.candidate(1, site, {**widths, site: grown[site]}, widths, loss)
+    run.round(1, "conv3, conv1", grown, 0.88)
+    figures = figures_of(run, monkeypatch)
+    ringed = [line for line in figures["candidates"].axes[0].get_lines() if line.get_markersize() == 12]
+    assert sorted(line.get_ydata()[0] for line in ringed) == [0.9, 0.92]
+    texts = [(text.get_text(), text.get_weight()) for text in figures["widths"].axes[0].texts]
+    assert ("+8 = 16", "bold") in texts
+    assert ("+4 = 12", "bold") in texts
+    assert texts.count(("8", "normal")) == 5 + 3
+
+
 def test_the_test_part_appears_only_from_finished_networks(fake_run):
     run = fake_run()
     run.train("teacher", "teacher", 128, 5)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from plantops.train.report.plots import WIDTH, MakeFigure, shared_log_x, whole_numbers
-from plantops.train.report.story import Story
+from plantops.train.report.story import Story, sites_of
 from plantops.train.report.style import INK, LAYERS, MARKERS, PAPER, role_colour
 
 
@@ -25,10 +25,10 @@ def widths(story: Story, make: MakeFigure) -> Any | None:
         heights = [record["widths"].get(layer, 0) for record in rounds]
         colour = LAYERS[place % len(LAYERS)]
         axis.bar(numbers, heights, 0.78, bottom=base, color=colour, edgecolor=PAPER, linewidth=1, label=layer)
-        for record, height, bottom in zip(rounds, heights, base, strict=True):
+        for record, height, before, bottom in zip(rounds, heights, [0, *heights], base, strict=False):
             if height >= tallest / 26 and len(rounds) <= 30:
-                grew = record.get("grown") == layer
-                text = f"+{record['channels']} = {height}" if grew and len(rounds) <= 14 else str(height)
+                grew = layer in sites_of(record)
+                text = f"+{height - before} = {height}" if grew and len(rounds) <= 14 else str(height)
                 weight = "bold" if grew else "normal"
                 middle = bottom + height / 2
                 axis.text(
@@ -85,7 +85,7 @@ def _ring_winners(axis: Any, story: Story, order: Sequence[str]) -> None:
     label: str | None = "winner"
     for number, records in story.candidates.items():
         for record in records:
-            if record["site"] == story.winner(number) and record.get("val_loss") is not None:
+            if record["site"] in story.winners(number) and record.get("val_loss") is not None:
                 across = number + 0.12 * (order.index(record["site"]) - (len(order) - 1) / 2)
                 axis.plot(
                     across, record["val_loss"], "o", markersize=12, markerfacecolor="none", markeredgecolor=INK,

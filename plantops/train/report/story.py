@@ -87,9 +87,9 @@ class Story:
         before |= {number + 1: record["val_loss"][1] for number, record in self.prunings.items()}
         return {number: before.get(number) for number in self.candidates}
 
-    def winner(self, number: int) -> str | None:
-        """The layer that round ``number`` grew."""
-        return next((record.get("grown") for record in self.rounds if record["round"] == number), None)
+    def winners(self, number: int) -> list[str]:
+        """The sites that round ``number`` grew."""
+        return [site for record in self.rounds if record["round"] == number for site in sites_of(record)]
 
     def state(self) -> str | None:
         """What to tell a reader of a run that has not come to its end; None for one that has."""
@@ -192,6 +192,11 @@ def _nearest(planted: Record | None, story: Story) -> Record | None:
     if planted is None or not uniform:
         return None
     return min(uniform, key=lambda record: abs(record["parameters"] - planted["parameters"]))
+
+
+def sites_of(record: Record) -> list[str]:
+    """The sites that the round of this record grew."""
+    return str(record["grown"]).split(", ") if record.get("grown") else []
 
 
 def percent(value: float | None) -> str:
