@@ -17,6 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from plantops.graph import rules
 from plantops.graph.concrete import trace_sizes
+from plantops.graph.exported import Call, trace_exported
 from plantops.graph.inputs import bind, is_record, map_tensors, parts, rebuilt, tensors_in
 
 DROPOUT = "(dropout)"
@@ -62,13 +63,14 @@ def capture(model: nn.Module, inputs: Sequence[Any], keywords: Mapping[str, Any]
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     copied = _fake_copy(model, mode)
     given = {name: map_tensors(lambda tensor: _fake(tensor, mode), value) for name, value in bound.items()}
+    call = tuple(map_tensors(lambda tensor: _fake(tensor, mode), part) for part in (tuple(inputs), keywords or {}))
     with mode:
         try:
             graph, pinned = _both_modes(copied, lambda: _trace(copied, given))
             _propagate(copied, graph, given)
             concrete = False
         except _Unfollowed as reason:
-            graph, pinned = _with_sizes(copied, given, reason)
+            graph, pinned = _with_numbers(copied, given, call, reason)
             concrete = True
     return Capture(graph, dict(copied.named_modules()), tensors[0].shape[0], pinned, concrete)
 
@@ -101,16 +103,28 @@ class _Unfollowed(Untraceable):
     """torch.fx does not get through the forward."""
 
 
-def _with_sizes(model: nn.Module, given: dict[str, Any], reason: Untraceable) -> tuple[fx.Graph, tuple[str, ...]]:
-    """Where the forward asks for sizes to decide what to do: trace again, with the sizes of the example."""
+def _with_numbers(
+    model: nn.Module, given: dict[str, Any], call: Call, reason: Untraceable
+) -> tuple[fx.Graph, tuple[str, ...]]:
+    """Where the forward asks for sizes to decide what to do: trace again, with the sizes of the example. Where it asks
+    for tensors, too: let torch.export run it on fake ones."""
 
-    def trace() -> fx.Graph:
+    def sizes() -> fx.Graph:
         try:
             return trace_sizes(model, given, Tracer)
         except Exception as error:
-            raise Untraceable(str(reason)) from error
+            raise _Unfollowed(str(error)) from error
 
-    return _both_modes(model, trace)
+    def exported() -> fx.Graph:
+        try:
+            return trace_exported(model, call, Tracer(given).is_leaf_module)
+        except Exception as error:
+            raise Untraceable(f"{reason}, nor can torch.export ({_first_line(error)})") from error
+
+    try:
+        return _both_modes(model, sizes)
+    except _Unfollowed:
+        return _both_modes(model, exported)
 
 
 class Tracer(fx.Tracer):

@@ -25,7 +25,8 @@ POINTWISE_FUNCTIONS: frozenset[Callable[..., Any]] = frozenset(
         F.sigmoid, F.tanh, F.hardtanh, F.hardswish, F.hardsigmoid, F.logsigmoid, F.softplus, F.softsign, F.tanhshrink,
         F.hardshrink, F.softshrink, F.threshold, torch.relu, torch.relu_, torch.sigmoid, torch.tanh, torch.selu,
         torch.celu, torch.clamp, torch.abs, torch.square, torch.sqrt, torch.sin, torch.exp, torch.neg, torch.mul,
-        torch.div, torch.add, torch.sub, torch.pow, torch.maximum, torch.minimum, operator.mul, operator.truediv,
+        torch.div, torch.add, torch.sub, torch.pow, torch.maximum, torch.minimum, torch.zeros_like,
+        torch.ones_like, torch.full_like, operator.mul, operator.truediv,
         operator.add, operator.sub, operator.neg, operator.pow, operator.iadd, operator.isub, operator.imul,
         operator.itruediv,
     }
@@ -33,7 +34,8 @@ POINTWISE_FUNCTIONS: frozenset[Callable[..., Any]] = frozenset(
 POINTWISE_METHODS = frozenset(
     {
         "relu", "relu_", "sigmoid", "sigmoid_", "tanh", "clamp", "clamp_", "abs", "square", "sqrt", "sin", "exp",
-        "neg", "mul", "mul_", "div", "div_", "add", "add_", "sub", "sub_", "pow", "contiguous", "clone", "to", "float",
+        "neg", "mul", "mul_", "div", "div_", "add", "add_", "sub", "sub_", "pow", "copy_",
+        "fill_", "zero_", "contiguous", "clone", "to", "float",
     }
 )  # fmt: skip
 

@@ -44,7 +44,8 @@ def trace(
 
     Every other convolution and linear layer is refused, with the reason in ``plan.refusals``: a reshape or a split to
     literal sizes, norms over the channels, raw parameters along them, parts that are not made alike,
-    parametrised or shared weights, the layer whose channels are the model's output. A model whose forward cannot be
+    parametrised or shared weights, the layer whose channels are the model's output. A forward is followed by torch.fx,
+    or, where that gives up, by torch.export with the sizes of the example. A model whose forward cannot be
     followed, or that itself behaves otherwise in ``train()`` (``F.dropout``), has every layer refused; where a
     submodule does so, it is held in ``eval()`` while new channels train (``site.pinned``).
 
