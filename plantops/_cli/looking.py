@@ -15,9 +15,11 @@ from plantops._cli.mistakes import Mistake, mistakes
 from plantops._cli.options import DataOptions, MachineOptions
 from plantops._cli.parse import parse, positional
 from plantops.models import count_macs, count_parameters
+from plantops.planting.features import NoFeatures, embed_features
 from plantops.planting.networks import Network, find_network
 from plantops.train.data import ImageData
 from plantops.train.loop import evaluate as score
+from plantops.train.report.features import Features
 from plantops.train.run import read_run
 
 
@@ -41,6 +43,10 @@ class EvaluateOptions:
 class ReportOptions:
     run: Annotated[str, positional()]
     """Folder of a run."""
+    model: str | None = None
+    """The package.module:factory that made its networks, where it is not the paper's, torchvision's or timm's."""
+    data_root: str | None = None
+    """Folder with the official files of the data set, if not where the run found them."""
 
 
 def evaluate(arguments: list[str]) -> int:
@@ -87,7 +93,7 @@ def report(arguments: list[str]) -> int:
     options = parse(ReportOptions, "report", with_run(arguments, "report"))
     read_run(options.run)
     with mistakes():
-        print(write(Path(options.run)))
+        print(write(Path(options.run), options.data_root, options.model))
     return 0
 
 
@@ -98,8 +104,8 @@ def with_run(arguments: list[str], command: str) -> list[str]:
     return arguments
 
 
-def write(run: Path) -> Path:
-    """The report of a run.
+def write(run: Path, data_root: str | None = None, model: str | None = None) -> Path:
+    """The report of a run, with what its networks see.
 
     Raises:
         Mistake: matplotlib is not installed.
@@ -107,6 +113,13 @@ def write(run: Path) -> Path:
     try:
         from plantops.train.report import write_report
 
-        return write_report(run)
+        return write_report(run, features=_features(run, data_root, model))
     except ImportError as error:
         raise Mistake(f"the report needs {error.name}: pip install 'plantops[plots]'") from None
+
+
+def _features(run: Path, data_root: str | None, model: str | None) -> Features | str:
+    try:
+        return embed_features(run, data_root=data_root, model=model)
+    except NoFeatures as reason:
+        return str(reason)

@@ -9,6 +9,7 @@ from typing import Any
 
 from plantops.train.files import atomic_write_text
 from plantops.train.report import plots, search_plots
+from plantops.train.report.features import Features, side_by_side
 from plantops.train.report.page import card, cards, document, escape, figure, pairs, paragraph, section, table
 from plantops.train.report.story import OWN_PATH, Record, Story, headline, number, percent, read_story, seconds
 from plantops.train.report.style import drawing, role_colour, to_svg
@@ -18,13 +19,18 @@ __all__ = ["REPORT", "write_report"]
 REPORT = "report.html"
 
 
-def write_report(run_path: str | os.PathLike[str], compare: Sequence[str | os.PathLike[str]] = ()) -> Path:
+def write_report(
+    run_path: str | os.PathLike[str],
+    compare: Sequence[str | os.PathLike[str]] = (),
+    features: Features | str | None = None,
+) -> Path:
     """Write ``report.html`` into a run's folder; a run that still goes on, or was interrupted, is told as far as it is.
 
     The file needs no network and no other file. The test part appears only where a finished network was measured on it.
 
     Args:
         compare: other runs whose networks are drawn beside this one's.
+        features: embeddings of the networks' features, or in words why there are none; None: not spoken of.
 
     Returns:
         The path of the report.
@@ -34,11 +40,11 @@ def write_report(run_path: str | os.PathLike[str], compare: Sequence[str | os.Pa
     """
     story = read_story(Path(run_path), [Path(other) for other in compare])
     target = Path(run_path) / REPORT
-    atomic_write_text(target, render(story))
+    atomic_write_text(target, render(story, features))
     return target
 
 
-def render(story: Story) -> str:
+def render(story: Story, features: Features | str | None = None) -> str:
     """The page as text."""
     with drawing() as make:
 
@@ -52,6 +58,7 @@ def render(story: Story) -> str:
             section("Finished networks", [_network_table(story)]),
             section("Training and held-out loss", _overfitting(draw)),
             section("The search, round by round", _search(story, draw)),
+            section("What the networks see", _features(features, make)),
             section("Cost", _costs(story, draw)),
             section("How it was made", _making(story)),
         ]
@@ -159,6 +166,21 @@ def _search(story: Story, draw: Draw) -> list[str]:
     if story.searches and not any(parts):
         return [paragraph("No round of the search is finished yet.", "soft")]
     return parts
+
+
+def _features(features: Features | str | None, make: plots.MakeFigure) -> list[str]:
+    if features is None:
+        return []
+    if isinstance(features, str):
+        return [paragraph(f"Not shown: {features}.", "soft")]
+    caption = (
+        f"{len(features.labels):,} held-out images as each network's last linear layer gets them, embedded by q-SNE "
+        f"(q = {features.q:g}, perplexity {features.perplexity:g}); colours are the true classes. Distances between "
+        "groups mean little. Below: the share of images whose nearest neighbour among the features is of their class, "
+        "and what the embedding could not keep."
+    )
+    description = f"Features of held-out images in {', '.join(panel.name for panel in features.panels)}"
+    return [figure(to_svg(side_by_side(features, make), "features"), description, caption)]
 
 
 def _pruning_table(story: Story) -> str:
