@@ -1,15 +1,20 @@
-"""One step of a round: all candidates in one pass, against loops over candidates.
+"""One step of a round and a small search: all candidates in one pass, against loops over candidates.
 
-    python benchmarks/bench_sweep.py                      # w=16, 4 channels, batch 128, five sites
-    python benchmarks/bench_sweep.py --width 8,16,32 --channels 1,4,8 --batch 128,1024 --compile --csv FILE --plot FILE
+    python benchmarks/bench_sweep.py                                   # w=16, 4 channels, batch 128, five sites
+    python benchmarks/bench_sweep.py --parts steps --width 8,16,32 --sites 1,2,3,4,5 --csv FILE --plot FILE
+    python benchmarks/bench_sweep.py --parts compiled --csv FILE       # takes the place of this part's rows in FILE
 
 The paper's network for CIFAR-10 under a teacher of w = 128, on random images (the time does not depend on what they
 show). Every variant does all that a step needs: the batch is put together, the loss, the backward, the optimizer.
+Parts: ``steps`` without augmentation, ``crops`` with crops and flips, ``compiled`` the loops under torch.compile,
+``search`` two rounds of a search on few images, held-out scores included, ``search-compiled`` its loop compiled. On a
+GPU the shared sweep is captured, and so are the loops with cached logits.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,22 +24,30 @@ from typing import Any
 
 import torch
 from harness import environment, measure, table, write_csv
-from sweep_peers import endless, loop_step, planted, split_cat
+from sweep_memory import peak_bytes
+from sweep_peers import Loop, endless, planted, split_cat
+from sweep_report import plot, ratios
 from torch import Tensor
 
 from plantops.bench.ceilings import measure_ceilings
+from plantops.bench.record import read_csv
 from plantops.graph.forward import Forward
 from plantops.models import planting_net
-from plantops.planting import Planter, PlanterConfig
-from plantops.planting.candidate import Growth, Student, Surroundings, sweep_loop
+from plantops.planting import Planter, PlanterConfig, merge
+from plantops.planting.candidate import Growth, Student, plant_growth, sweep_loop
 from plantops.planting.search import wanted_growths
 from plantops.planting.sweep.features import FeatureStore
+from plantops.planting.sweep.graphs import CudaGraphs
 from plantops.planting.sweep.program import make_program
+from plantops.planting.sweep.replay import ReplayedTrainer
 from plantops.planting.sweep.round import sweep_shared
 from plantops.planting.sweep.train import Member, SweepTrainer
 from plantops.planting.sweep.trunk import Trunk
 from plantops.train.data import ImageData
-from plantops.train.loop import Feed, Tally
+from plantops.train.loop import Feed
+from plantops.train.teacher_logits import TeacherLogits
+
+PARTS = ("steps", "crops", "compiled", "search", "search-compiled")
 
 POOLED = (1, 2, 5)
 EPOCHS = 1000
@@ -57,7 +70,14 @@ def images(count: int, device: str) -> ImageData:
     return ImageData(pixels, labels, torch.full((3,), 120.0), torch.full((3,), 60.0), 10, "random").to(device)
 
 
-def surroundings(case: Case, args: argparse.Namespace, **changes: Any) -> tuple[Planter, list[Growth], torch.nn.Module]:
+class Told(TeacherLogits):
+    """A teacher that costs nothing: what it says does not matter."""
+
+    def logits(self, images: Tensor) -> Tensor:
+        return images.new_zeros(len(images), 10)
+
+
+def surroundings(case: Case, args: argparse.Namespace, told: bool = False, **changes: Any) -> Planter:
     own = torch.Generator().manual_seed(1)
     student = planting_net("cifar10", case.width, generator=own).to(args.device)
     teacher = planting_net("cifar10", args.teacher_width, generator=own).to(args.device).eval()
@@ -68,19 +88,28 @@ def surroundings(case: Case, args: argparse.Namespace, **changes: Any) -> tuple[
         "channels_last": args.channels_last,
     }
     data = images(max(2 * case.batch, args.images), args.device)
-    planter = Planter(student, teacher, data, data.subset(range(256)), PlanterConfig(**{**fields, **changes}))
-    return planter, wanted_growths(case.channels, planter.initial.plan)[: case.sites], teacher
+    asked = Told(teacher) if told else teacher
+    return Planter(
+        student, asked, data, data.subset(range(min(256, len(data)))), PlanterConfig(**{**fields, **changes})
+    )
 
 
-def shared_step(around: Surroundings, student: Student, growths: list[Growth]) -> Callable[[], None]:
-    """One step of the sweep, as ``SweepTrainer`` does it."""
+def growths_of(planter: Planter, case: Case) -> list[Growth]:
+    return wanted_growths(case.channels, planter.initial.plan)[: case.sites]
+
+
+def shared_step(planter: Planter, case: Case, captured: bool = False) -> Callable[[], None]:
+    """One step of the sweep, as the search does it."""
+    around, student = planter.around, planter.initial
     recipe = around.config.recipe()
     model = student.model.eval().requires_grad_(False)
     if recipe.channels_last:
         model.to(memory_format=torch.channels_last)
     forward = Forward.of(model, around.example_inputs)
     members = []
-    for growth, candidate in zip(growths, planted(around, student, growths), strict=True):
+    for growth, candidate in zip(
+        growths_of(planter, case), planted(around, student, growths_of(planter, case)), strict=True
+    ):
         if recipe.channels_last:
             candidate.to(memory_format=torch.channels_last)
         members.append(Member(candidate, make_program(forward, student.plan[growth.site], candidate)))
@@ -88,10 +117,12 @@ def shared_step(around: Surroundings, student: Student, growths: list[Growth]) -
     store = FeatureStore(trunk, None, around.config.sweep_memory)
     features = store.of(around.train, recipe.augment.variants, recipe.channels_last)
     feed = Feed(around.train, recipe, around.teacher, seed=0, keys=("bench",), batch_done=None)
-    trainer = SweepTrainer(members, feed, recipe, features, None, features, store.close)
-    batches = endless(feed, EPOCHS)
-    tallies = [Tally(around.train.device) for _ in members]
-    return lambda: trainer.step(*next(batches), tallies)
+    parts = (members, feed, recipe, features, None, features, store.close)
+    if captured:
+        trainer: SweepTrainer = ReplayedTrainer(*parts, graphs=CudaGraphs(feed.device), refused=print)
+    else:
+        trainer = SweepTrainer(*parts)
+    return endless(trainer.steps, EPOCHS)
 
 
 def own_macs(case: Case) -> int:
@@ -111,42 +142,79 @@ def _area(layer: int) -> int:
     return (32 >> sum(pool < layer for pool in POOLED)) ** 2
 
 
-def steps(case: Case, args: argparse.Namespace) -> dict[str, Callable[[], Any]]:
-    """The variants of one step without augmentation."""
-    planter, growths, teacher = surroundings(case, args)
-    around, student, recipe = planter.around, planter.initial, planter.config.recipe()
+def on_gpu(args: argparse.Namespace) -> bool:
+    return args.device.startswith("cuda")
+
+
+def loops(planter: Planter, case: Case, compiled: bool) -> dict[str, Loop]:
+    """The loops with cached logits, in the package's layers and in plain torch."""
+    around, student, growths = planter.around, planter.initial, growths_of(planter, case)
     plain = [split_cat(student, growth) for growth in growths]
-    own = partial(planted, around, student, growths)
-    variants = {"shared": shared_step(around, planter.initial, growths)}
-    if not args.no_teacher_loop:
-        variants["loop, teacher each"] = loop_step(around, own(), recipe, teacher, False)
-    variants["loop, cached logits"] = loop_step(around, own(), recipe, None, False)
-    variants["split + cat, cached"] = loop_step(around, plain, recipe, None, False)
-    if args.compile:
-        again = [split_cat(student, growth) for growth in growths]
-        variants["loop, cached, compiled"] = loop_step(around, own(), recipe, None, True)
-        variants["split + cat, cached, compiled"] = loop_step(around, again, recipe, None, True)
+    suffix = ", compiled" if compiled else ""
+    return {
+        f"loop, cached logits{suffix}": Loop(around, planted(around, student, growths), compiled=compiled),
+        f"split + cat, cached{suffix}": Loop(around, plain, compiled=compiled),
+    }
+
+
+def both_ways(found: dict[str, Loop], args: argparse.Namespace) -> dict[str, Callable[[], Any]]:
+    """Each loop run, and on a GPU captured too."""
+    variants = {name: loop.step() for name, loop in found.items()}
+    if on_gpu(args):
+        graphs = CudaGraphs(torch.device(args.device))
+        variants |= {f"{name}, captured": loop.captured_step(graphs) for name, loop in found.items()}
     return variants
 
 
-def augmented_steps(case: Case, args: argparse.Namespace) -> dict[str, Callable[[], Any]]:
-    """With crops and flips: the teacher runs once a batch; what it alone takes is measured beside it."""
-    planter, growths, teacher = surroundings(case, args, crop=4, flip=True)
-    around, student, recipe = planter.around, planter.initial, planter.config.recipe()
-    batch = around.train.normalise(around.train.images[: case.batch])
-    if recipe.channels_last:
-        batch = batch.contiguous(memory_format=torch.channels_last)
-        teacher.to(memory_format=torch.channels_last)
+def shared(
+    planter: Planter, case: Case, args: argparse.Namespace, name: str = "shared"
+) -> dict[str, Callable[[], Any]]:
+    """The sweep as the search does it; on a GPU also without graphs."""
+    if not on_gpu(args):
+        return {name: shared_step(planter, case)}
+    return {name: shared_step(planter, case, captured=True), f"{name}, run": shared_step(planter, case)}
 
-    def alone() -> Tensor:
+
+def plain_steps(case: Case, args: argparse.Namespace) -> dict[str, Callable[[], Any]]:
+    """Without augmentation."""
+    planter = surroundings(case, args)
+    variants = shared(planter, case, args)
+    # The loop that asks the teacher is only slower where more candidates or more images ask.
+    if case.sites == 5 and case.batch <= 128:
+        models = planted(planter.around, planter.initial, growths_of(planter, case))
+        variants["loop, teacher each"] = Loop(planter.around, models, teacher_of(planter)).step()
+    return variants | both_ways(loops(planter, case, False), args)
+
+
+def compiled_steps(case: Case, args: argparse.Namespace) -> dict[str, Callable[[], Any]]:
+    """The loops under torch.compile."""
+    planter = surroundings(case, args)
+    return shared(planter, case, args) | both_ways(loops(planter, case, True), args)
+
+
+def crops_steps(case: Case, args: argparse.Namespace) -> dict[str, Callable[[], Any]]:
+    """With crops and flips: the teacher runs once a batch; what it takes alone, and the sweep without it."""
+    planter, told = (surroundings(case, args, told, crop=4, flip=True) for told in (False, True))
+    around, teacher = planter.around, teacher_of(planter)
+    batch = around.train.normalise(around.train.images[: case.batch])
+    models = planted(around, planter.initial, growths_of(planter, case))
+
+    def asked() -> Tensor:
         with torch.no_grad():
             return teacher(batch)
 
-    return {
-        "shared, crops": shared_step(around, student, growths),
-        "loop, teacher each, crops": loop_step(around, planted(around, student, growths), recipe, teacher, False),
-        "teacher alone": alone,
+    return shared(planter, case, args, "shared, crops") | {
+        "sweep without teacher, crops": shared_step(told, case, on_gpu(args)),
+        "teacher alone": partial(around.teacher.logits, batch),
+        "teacher alone, its modules": asked,
+        "loop, teacher each, crops": Loop(around, models, teacher).step(),
     }
+
+
+def teacher_of(planter: Planter) -> torch.nn.Module:
+    teacher = planter.around.teacher.teacher
+    assert isinstance(teacher, torch.nn.Module)
+    return teacher
 
 
 def finished(step: Callable[[], Any]) -> None:
@@ -155,57 +223,77 @@ def finished(step: Callable[[], Any]) -> None:
     torch.cuda.synchronize()
 
 
-def measure_case(case: Case, args: argparse.Namespace, peak: float) -> list[dict[str, Any]]:
-    variants = steps(case, args)
-    if args.augment:
-        variants |= augmented_steps(case, args)
-    if args.device.startswith("cuda"):
+STEPS = {"steps": plain_steps, "crops": crops_steps, "compiled": compiled_steps}
+
+
+def measure_steps(part: str, case: Case, args: argparse.Namespace, peak: float) -> list[dict[str, Any]]:
+    variants = STEPS[part](case, args)
+    if on_gpu(args):
         variants = {name: partial(finished, step) for name, step in variants.items()}
-    timings = measure(variants, rounds=args.rounds, min_seconds=2e-3, warmup=2)
-    shared = timings["shared"].p50
+    memory = {name: peak_bytes(step, args.device) for name, step in variants.items()}
+    timings = measure(variants, rounds=args.rounds, min_seconds=2e-3, warmup=1)
+    first = next(iter(variants))
     rows = []
     for name, timing in timings.items():
-        share = own_macs(case) * 2 / timing.p50 / peak if name == "shared" else ""
-        ratio = round(timing.p50 / shared, 3)
-        rows.append({**vars(case), "variant": name, **timing.milliseconds(), "ratio": ratio, "share_of_peak": share})
+        row = {**vars(case), "part": part, "variant": name, **timing.milliseconds()}
+        row["ratio"] = round(timing.p50 / timings[first].p50, 3)
+        row["peak_bytes"] = memory[name]
+        if name == first and part != "crops":
+            row["own_gmacs"], row["share_of_peak"] = own_macs(case) / 1e9, own_macs(case) * 2 / timing.p50 / peak
+        rows.append(row)
     return rows
 
 
-def measure_round(case: Case, args: argparse.Namespace) -> list[dict[str, Any]]:
-    """A whole round on few images: features and logits computed, all epochs, held-out scores."""
-    rows = []
-    for name, sweep in (("shared", sweep_shared), ("loop", sweep_loop)):
-        planter, growths, _ = surroundings(case, args, epochs=args.round_epochs)
-        began = time.perf_counter()
-        sweep(planter.around, planter.initial, 1, growths)
-        rows.append({**vars(case), "variant": f"round, {name}", "seconds": time.perf_counter() - began})
-    rows[1]["ratio"] = round(rows[1]["seconds"] / rows[0]["seconds"], 3)
+def measure_search(part: str, case: Case, args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Rounds of a search that grows at one site after the other; the loops train the same candidates."""
+    rows: list[dict[str, Any]] = []
+    for name, sweep in searches(part, case).items():
+        planter = surroundings(case, args, epochs=args.search_epochs)
+        student, spent, peak = planter.initial, 0.0, 0
+        for round in range(1, args.search_rounds + 1):
+            growths = growths_of(planter, case)
+            run = partial(sweep, planter, student, round, growths)
+            began = time.perf_counter()
+            peak = max(peak, peak_bytes(run, args.device))
+            spent += time.perf_counter() - began
+            around = planter.around
+            student = Student.of(merge(plant_growth(around, student, round, growths[round % len(growths)])), around)
+        row = {**vars(case), "part": part, "variant": name, "seconds": round_to(spent), "peak_bytes": peak}
+        row |= {"images": args.images, "epochs": args.search_epochs, "rounds": args.search_rounds}
+        row["ratio"] = round_to(spent / (rows[0]["seconds"] if rows else spent))
+        rows.append(row)
     return rows
 
 
-def plot(rows: list[dict[str, Any]], path: Path) -> None:
-    """Milliseconds of a step of every variant, by case."""
-    import matplotlib
+def round_to(value: float) -> float:
+    return round(value, 3)
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
 
-    names = list(dict.fromkeys(row["variant"] for row in rows if "p50_ms" in row))
-    cases = list(dict.fromkeys((r["width"], r["channels"], r["batch"], r["sites"]) for r in rows if "p50_ms" in r))
-    figure, axes = pyplot.subplots(figsize=(9, 4.5))
-    for name in names:
-        points = {
-            (r["width"], r["channels"], r["batch"], r["sites"]): r["p50_ms"] for r in rows if r["variant"] == name
-        }
-        places = [place for place, case in enumerate(cases) if case in points]
-        axes.plot(places, [points[cases[place]] for place in places], "o-", label=name)
-    axes.set_yscale("log")
-    axes.set_ylabel("ms a step, all candidates")
-    axes.set_xticks(range(len(cases)), [f"w={w}\n{c} ch\nb={b}\n{s} sites" for w, c, b, s in cases], fontsize=7)
-    axes.grid(alpha=0.3, which="both")
-    axes.legend(fontsize=7)
-    figure.tight_layout()
-    figure.savefig(path)
+Sweep = Callable[[Planter, Student, int, list[Growth]], Any]
+
+
+def searches(part: str, case: Case) -> dict[str, Sweep]:
+    """What trains the candidates of a round."""
+
+    def package(sweep: Callable[..., Any]) -> Sweep:
+        return lambda planter, student, round, growths: sweep(planter.around, student, round, growths)
+
+    def loop(teacher: bool, plain: bool, compiled: bool) -> Sweep:
+        def run(planter: Planter, student: Student, round: int, growths: list[Growth]) -> None:
+            around = planter.around
+            models = [split_cat(student, g) for g in growths] if plain else planted(around, student, growths)
+            Loop(around, models, teacher_of(planter) if teacher else None, compiled).train()
+
+        return run
+
+    found = {"shared": package(sweep_shared)}
+    if part == "search-compiled":
+        return found | {"split + cat, cached, compiled": loop(False, True, True)}
+    return found | {
+        "loop, teacher each": loop(True, False, False),
+        "loop, cached logits": package(sweep_loop),
+        "split + cat, cached": loop(False, True, False),
+    }
 
 
 def numbers(text: str) -> list[int]:
@@ -213,8 +301,18 @@ def numbers(text: str) -> list[int]:
     return [int(part) for part in text.split(",")]
 
 
-def main() -> None:
+def parts(text: str) -> list[str]:
+    """``steps,crops`` as a list."""
+    found = text.split(",")
+    for part in found:
+        if part not in PARTS:
+            raise argparse.ArgumentTypeError(f"{part!r} is none of {', '.join(PARTS)}")
+    return found
+
+
+def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--parts", type=parts, default=["steps", "crops", "search"])
     parser.add_argument("--width", type=numbers, default=[16])
     parser.add_argument("--channels", type=numbers, default=[4])
     parser.add_argument("--batch", type=numbers, default=[128])
@@ -222,37 +320,54 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--teacher-width", type=int, default=128)
-    parser.add_argument("--images", type=int, default=2048)
-    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--images", type=int, default=1024)
+    parser.add_argument("--rounds", type=int, default=15, help="samples of each variant")
+    parser.add_argument("--search-rounds", type=int, default=2)
+    parser.add_argument("--search-epochs", type=int, default=2)
     parser.add_argument("--channels-last", action="store_true")
-    parser.add_argument("--compile", action="store_true", help="the loops under torch.compile, too")
-    parser.add_argument("--augment", action="store_true", help="a step with crops and flips, too")
-    parser.add_argument("--round-epochs", type=int, default=0, help="a whole round of so many epochs, too")
-    parser.add_argument("--no-teacher-loop", action="store_true", help="leave out the loop that asks the teacher")
-    parser.add_argument("--csv", type=Path)
+    parser.add_argument("--csv", type=Path, help="rows of the same part and case are replaced, others stay")
     parser.add_argument("--plot", type=Path)
-    args = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = arguments()
     torch.set_num_threads(args.threads)
     # The candidates are one class with layers of many shapes: more graphs than the eight that are kept by default.
-    torch._dynamo.config.recompile_limit = 256
+    torch._dynamo.config.recompile_limit = torch._dynamo.config.accumulated_recompile_limit = 1024
     peak = measure_ceilings(torch.device(args.device), ["float32"]).matmul["float32"]
-    rows = []
-    for width in args.width:
-        for channels in args.channels:
-            for batch in args.batch:
-                for sites in args.sites:
-                    case = Case(width, channels, batch, sites)
-                    rows += measure_case(case, args, peak)
-                    if args.round_epochs:
-                        rows += measure_round(case, args)
-    print(table(rows, ["width", "channels", "batch", "sites", "variant", "p20_ms", "p50_ms", "p80_ms", "seconds",
-                       "ratio", "share_of_peak"]))  # fmt: skip
-    print(f"\npeak measured here: {peak / 1e9:.0f} GFLOP/s; ratio: time over that of the shared sweep")
-    if args.csv:
-        here = environment(args.device)
-        write_csv(args.csv, [{**row, "peak_gflops": round(peak / 1e9, 1), **here} for row in rows])
+    print(f"peak measured here: {peak / 1e9:.0f} GFLOP/s", flush=True)
+    here = {"peak_gflops": round(peak / 1e9, 1), **environment(args.device)}
+    rows: list[dict[str, Any]] = []
+    for part in args.parts:
+        for case in itertools.starmap(Case, itertools.product(args.width, args.channels, args.batch, args.sites)):
+            found = measure_steps(part, case, args, peak) if part in STEPS else measure_search(part, case, args)
+            print(table(found, ["part", "width", "channels", "batch", "sites", "variant", "p20_ms", "p50_ms", "p80_ms",
+                                "seconds", "ratio", "share_of_peak", "peak_bytes"]), flush=True)  # fmt: skip
+            rows += [{**row, **here} for row in found]
+            if args.csv:
+                write_csv(args.csv, in_order(kept_rows(args.csv, rows) + rows))
+    every = in_order((kept_rows(args.csv, rows) if args.csv else []) + rows)
     if args.plot:
-        plot(rows, args.plot)
+        plot(every, args.plot)
+    print()
+    for line in ratios(rows):
+        print(line)
+
+
+def in_order(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return sorted(rows, key=lambda row: PARTS.index(row["part"]))
+
+
+def kept_rows(path: Path, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Earlier rows of ``path`` that ``rows`` do not replace."""
+
+    def name(row: dict[str, Any]) -> tuple[str, ...]:
+        return tuple(str(row[key]) for key in ("part", "width", "channels", "batch", "sites"))
+
+    new = {name(row) for row in rows}
+    old: list[dict[str, Any]] = [dict(row) for row in read_csv(path)] if path.exists() else []
+    return [row for row in old if "part" in row and name(row) not in new]
 
 
 if __name__ == "__main__":

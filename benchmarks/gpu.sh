@@ -10,7 +10,9 @@
 #   tune              the table that impl="auto" follows on this card: DIR/tuned/, which later stages read
 #   bench-losses      the losses beside eager, torch.compile and liger-kernel
 #   bench-conv        planted_conv2d beside its peers; four stages: bench-conv-cifar, -resnet50, -paper4, -paper8
-#   bench-sweep       a step of the sweep over candidates beside loops over them
+#   bench-sweep       a captured step of the sweep over candidates beside loops over them, run and captured
+#   bench-sweep-compiled  the same loops under torch.compile, run and captured
+#   search            a whole CIFAR-10 search from w=8 to 40,600 parameters under a teacher of few epochs; data: PLANTOPS_DATA
 #   summary           what the CSV files in DIR say
 #   all               everything above
 #
@@ -43,11 +45,11 @@ while (($#)); do
       usage
       exit 0
       ;;
-    build | test | sanitize | bench-losses | bench-conv-cifar | bench-conv-resnet50 | bench-conv-paper4 | bench-conv-paper8 | bench-sweep | tune | summary)
+    build | test | sanitize | bench-losses | bench-conv-cifar | bench-conv-resnet50 | bench-conv-paper4 | bench-conv-paper8 | bench-sweep | bench-sweep-compiled | search | tune | summary)
       stages+=("$1")
       ;;
     bench-conv) stages+=(bench-conv-cifar bench-conv-resnet50 bench-conv-paper4 bench-conv-paper8) ;;
-    all) stages+=(build test sanitize tune bench-losses bench-conv-cifar bench-conv-resnet50 bench-conv-paper4 bench-conv-paper8 bench-sweep summary) ;;
+    all) stages+=(build test sanitize tune bench-losses bench-conv-cifar bench-conv-resnet50 bench-conv-paper4 bench-conv-paper8 bench-sweep bench-sweep-compiled search summary) ;;
     *) mistake "no stage or option '$1'" ;;
   esac
   shift
@@ -107,9 +109,22 @@ sanitizer() {
     "$python" -m plantops.cli bench losses planted_conv2d --small --check --no-compile --impls auto,native,triton --device cuda
 }
 
+# sweep SECONDS OPTION...
 sweep() {
-  run 590 "$python" benchmarks/bench_sweep.py --device cuda --width 8,16,32 --channels 4,8 --compile --csv "$out/sweep_cuda.csv" \
-    --plot "$out/sweep_cuda.svg"
+  local limit=$1
+  shift
+  run "$limit" "$python" benchmarks/bench_sweep.py --device cuda --csv "$out/sweep_cuda.csv" --plot "$out/sweep_cuda.svg" "$@"
+}
+
+# Teacher and initial network are trained first; the seconds of each round are in the run's metrics.jsonl and report.
+search() {
+  if [[ ! ${PLANTOPS_DATA:-} && ! $dry ]]; then
+    echo "gpu.sh: the stage search needs CIFAR-10: PLANTOPS_DATA must name its folder" >&2
+    return 1
+  fi
+  run 570 "$python" -m plantops.cli plant --data cifar10 --data-root "${PLANTOPS_DATA:-DATA}" --device cuda --preset paper \
+    --teacher-width 128 --teacher-epochs 10 --initial-epochs 20 --width 8 --channels 4 --batch-size 128 --epochs 100 \
+    --max-params 40600 --max-rounds 30 --flip --crop 0 --progress plain --out "$out/search"
 }
 
 perform() {
@@ -126,7 +141,13 @@ perform() {
     bench-conv-resnet50) bench 590 planted_conv2d --full --append --only ' resnet50 ' ;;
     bench-conv-paper4) bench 590 planted_conv2d --full --append --only ' paper + 4 ' ;;
     bench-conv-paper8) bench 590 planted_conv2d --full --append --only ' paper + 8 ' ;;
-    bench-sweep) sweep ;;
+    bench-sweep)
+      sweep 290 --parts steps --width 8,16,32 --channels 1,4,8 --batch 128,1024
+      sweep 190 --parts steps --sites 1,2,3,4
+      sweep 100 --parts crops,search --search-rounds 4
+      ;;
+    bench-sweep-compiled) sweep 590 --parts compiled,search-compiled ;;
+    search) search ;;
     summary) run 60 "$python" -m plantops.cli bench --summary "$out" ;;
   esac
 }

@@ -138,27 +138,65 @@ def gpu() -> str:
 
 
 def sweep() -> str:
-    """One step of a round beside the loops over candidates."""
-    rows = [row for row in read("sweep_cpu") if row["p50_ms"]]
-    loops = [name for name in LOOPS if any(row["variant"] == name for row in rows)]
+    """One step of a round beside the loops over candidates, with crops, and a small search."""
+    rows = read("sweep_cpu")
+    steps = [row for row in rows if row.get("part", "steps") in ("steps", "compiled") and row["p50_ms"]]
+    loops = [name for name in LOOPS if any(row["variant"] == name for row in steps)]
     body = []
-    for case, found in _cases(rows).items():
-        shared = float(found["shared"]["p50_ms"])
+    for case, found in _cases(steps).items():
+        shared = found["shared"]
         times = [f"{float(found[name]['ratio']):.1f}x" if name in found else "-" for name in loops]
-        body.append([*case, f"{shared:.2f}", *times, f"{100 * float(found['shared']['share_of_peak']):.0f} %"])
+        body.append([*case, f"{float(shared['p50_ms']):.2f}", *times, f"{100 * float(shared['share_of_peak']):.0f} %"])
     header = ["width", "channels", "batch", "sites", "shared sweep, ms", *loops, "of peak arithmetic"]
     return (
         "One optimizer step of all candidates of a round, the paper's network under a teacher of w = 128, without "
-        "augmentation; loops over candidates as multiples of the shared sweep's time (medians). "
-        f"{provenance(rows[0])}. Raw: `benchmarks/results/sweep_cpu.csv`.\n\n" + markdown(header, body)
+        "augmentation; loops over candidates as multiples of the shared sweep's time in the same run (medians). "
+        f"{provenance(rows[0])}. Raw: `benchmarks/results/sweep_cpu.csv`.\n\n"
+        + markdown(header, body)
+        + _sweep_parts(rows)
     )
+
+
+def _sweep_parts(rows: list[Row]) -> str:
+    """The step with crops and flips, and the searches."""
+    text = ""
+    crops = [row for row in rows if row.get("part") == "crops"]
+    if crops:
+        body = [[row["variant"], f"{float(row['p50_ms']):.1f}", f"{float(row['ratio']):.2f}x"] for row in crops]
+        text += (
+            f"\nThe step with crops and flips, w={crops[0]['width']}, {crops[0]['channels']} channels, "
+            f"batch {crops[0]['batch']}:\n\n" + markdown(["variant", "ms", "to the shared sweep"], body)
+        )
+    searches = [row for row in rows if row.get("part", "").startswith("search")]
+    if searches:
+        body = [
+            [
+                row["variant"],
+                f"{float(row['seconds']):.2f}",
+                f"{float(row['ratio']):.1f}x",
+                megabytes(row["peak_bytes"]),
+            ]
+            for row in searches
+        ]
+        first = searches[0]
+        text += (
+            f"\nA search of {first['rounds']} rounds on {first['images']} images, {first['epochs']} epochs a round, "
+            f"held-out scores included, w={first['width']}, {first['channels']} channels:\n\n"
+            + markdown(["variant", "s", "to the shared sweep", "memory beyond what was held before, MB"], body)
+        )
+    return text
+
+
+def megabytes(count: str) -> str:
+    return f"{int(count) / 1e6:.0f}" if count else "-"
 
 
 def _cases(rows: Iterable[Row]) -> dict[tuple[str, ...], dict[str, Row]]:
     cases: dict[tuple[str, ...], dict[str, Row]] = {}
     for row in rows:
         case = tuple(row[name] for name in ("width", "channels", "batch", "sites"))
-        cases.setdefault(case, {})[row["variant"]] = row
+        # A case that is there twice has its shared sweep from the first part, whose loops it is compared with.
+        cases.setdefault(case, {}).setdefault(row["variant"], row)
     return cases
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import dataclasses
 import itertools
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -12,10 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from plantops.planting.candidate import Growth, Student, Surroundings, plant_growth
-from plantops.planting.trunk import planted_parameters
-from plantops.train.batches import Batch
-from plantops.train.loop import Feed, Learner, Tally
-from plantops.train.recipe import Recipe
+from plantops.planting.sweep.graphs import Captured, Graphs
+from plantops.train.batches import Batch, epoch_batches
+from plantops.train.data import ImageData
+from plantops.train.loop import Feed, Learner, Tally, Trainer
+from plantops.train.static_feed import StaticFeed
+from plantops.train.teacher_logits import TeacherLogits
 
 Step = Callable[[], Any]
 
@@ -65,38 +70,112 @@ def split_cat(student: Student, growth: Growth) -> nn.Module:
     return model
 
 
-def endless(feed: Feed, epochs: int) -> Iterator[tuple[Batch, Tensor | None, float]]:
-    """Steps of epoch after epoch, from the first again behind the last."""
-    for epoch in itertools.count():
-        yield from feed.epoch(epoch % epochs)
+def endless(steps_of: Callable[[int], Iterator[None]], epochs: int) -> Step:
+    """One step a call, epoch after epoch, from the first again behind the last."""
+    steps = itertools.chain.from_iterable(steps_of(epoch % epochs) for epoch in itertools.count())
+    return lambda: next(steps)
 
 
-def loop_step(
-    around: Surroundings, models: list[nn.Module], recipe: Recipe, teacher: nn.Module | None, compiled: bool
-) -> Step:
-    """One step of every candidate, each with its own pass over the data; ``teacher``: asked, not looked up."""
-    if recipe.channels_last:
-        models = [model.to(memory_format=torch.channels_last) for model in models]
-    learners = [Learner(recipe, [p for p in model.parameters() if p.requires_grad]) for model in models]
-    run = [torch.compile(model) if compiled else model for model in models]
-    source = Recipe(**{**vars(recipe), "objective": "ce"}) if teacher is not None else recipe
-    make = partial(Feed, around.train, source, around.teacher, seed=0, batch_done=None)
-    feeds = [endless(make(keys=("bench",)), recipe.epochs) for _ in models]
-    tally = Tally(around.train.device)
+@dataclass(frozen=True)
+class Loop:
+    """Candidates one after the other, each with its own pass over the data.
 
-    def step() -> None:
-        for model, learner, feed in zip(run, learners, feeds, strict=True):
-            batch, logits, lr = next(feed)
-            if teacher is not None:
-                with torch.no_grad():
-                    logits = teacher(batch.images)
-            learner.step(partial(model, batch.images), batch.labels, logits, lr, tally)
+    ``teacher``: asked for every batch of every candidate; None: its logits are looked up.
+    """
 
-    return step
+    around: Surroundings
+    models: list[nn.Module]
+    teacher: nn.Module | None = None
+    compiled: bool = False
+
+    def step(self) -> Step:
+        """A step of every candidate."""
+        learners, runs, tally = self._learners(), self._runs(), Tally(self.around.train.device)
+        feeds = [self._feed() for _ in runs]
+
+        def steps(epoch: int) -> Iterator[None]:
+            for batches in zip(*(feed.epoch(epoch) for feed in feeds), strict=True):
+                for run, learner, (batch, logits, lr) in zip(runs, learners, batches, strict=True):
+                    logits = self._logits(batch.images, logits)
+                    learner.step(partial(run, batch.images), batch.labels, logits, lr, tally)
+                yield
+
+        return endless(steps, self.around.config.epochs)
+
+    def captured_step(self, graphs: Graphs) -> Step:
+        """The same as one graph that is replayed."""
+        learners, runs, tally = self._learners(), self._runs(), Tally(self.around.train.device)
+        feeds = [StaticFeed(self._feed()) for _ in runs]
+        captured = Captured(graphs, partial(_put_back, [counter for feed in feeds for counter in feed.counters]), _fail)
+
+        def step(size: int) -> None:
+            for run, learner, feed in zip(runs, learners, feeds, strict=True):
+                batch, logits, lr = feed.step(size)
+                logits = self._logits(batch.images, logits)
+                learner.step(partial(run, batch.images), batch.labels, logits, lr, tally)
+
+        def steps(epoch: int) -> Iterator[None]:
+            for feed in feeds:
+                feed.begin(epoch)
+            for size in feeds[0].sizes:
+                captured.run(size, partial(step, size))
+                yield
+
+        return endless(steps, self.around.config.epochs)
+
+    def train(self) -> None:
+        """The whole training of every candidate, held-out scores included."""
+        recipe = self.around.config.recipe()
+        teacher = self.around.teacher if self.teacher is None else Asked(self.teacher)
+        for model in self._runs():
+            trainer = Trainer(model, self.around.train, self.around.val, recipe, teacher=teacher, keys=("bench",))
+            while not trainer.finished:
+                trainer.run_epoch()
+
+    def _learners(self) -> list[Learner]:
+        recipe = self.around.config.recipe()
+        return [Learner(recipe, [p for p in model.parameters() if p.requires_grad]) for model in self.models]
+
+    def _runs(self) -> list[nn.Module]:
+        if self.around.config.channels_last:
+            for model in self.models:
+                model.to(memory_format=torch.channels_last)
+        return [torch.compile(model) if self.compiled else model for model in self.models]
+
+    def _feed(self) -> Feed:
+        recipe = self.around.config.recipe()
+        source = dataclasses.replace(recipe, objective="ce") if self.teacher is not None else recipe
+        return Feed(self.around.train, source, self.around.teacher, seed=0, keys=("bench",), batch_done=None)
+
+    def _logits(self, images: Tensor, known: Tensor | None) -> Tensor | None:
+        if self.teacher is None:
+            return known
+        with torch.no_grad():
+            return self.teacher(images)
+
+
+class Asked(TeacherLogits):
+    """A teacher of which nothing is kept, by its own modules."""
+
+    def batches(self, data: ImageData, batch_size: int, **how: Any) -> Iterator[tuple[Batch, Tensor]]:
+        for batch in epoch_batches(data, batch_size, **how):
+            with torch.no_grad():
+                logits = self.teacher(batch.images)
+            yield batch, logits
 
 
 def planted(around: Surroundings, student: Student, growths: list[Growth]) -> list[nn.Module]:
     """The candidates in the package's layers."""
-    models = [plant_growth(around, student, 1, growth) for growth in growths]
-    assert all(planted_parameters(model) for model in models)
-    return models
+    return [plant_growth(around, student, 1, growth) for growth in growths]
+
+
+@contextlib.contextmanager
+def _put_back(counters: list[Tensor]) -> Iterator[None]:
+    before = [counter.clone() for counter in counters]
+    yield
+    for counter, kept in zip(counters, before, strict=True):
+        counter.copy_(kept)
+
+
+def _fail(reason: str) -> None:
+    raise RuntimeError(f"a loop that is measured could not be captured: {reason}")
