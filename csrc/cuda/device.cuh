@@ -61,6 +61,14 @@ __device__ __forceinline__ void cluster_barrier() {
 #endif
 }
 
+// The same without the wait for what was written.
+__device__ __forceinline__ void cluster_rendezvous() {
+#if defined(PLANTOPS_CLUSTERS)
+  __cluster_barrier_arrive_relaxed();
+  __cluster_barrier_wait();
+#endif
+}
+
 // Where an address of this block's shared memory lies in that of another block of the cluster.
 template <class T>
 __device__ __forceinline__ const T* of_rank(const T* address, unsigned rank) {
@@ -75,6 +83,31 @@ inline int device_attribute(cudaDeviceAttr attribute) {
   int device = 0, value = 0;
   if (cudaGetDevice(&device) == cudaSuccess) cudaDeviceGetAttribute(&value, attribute, device);
   return value;
+}
+
+// Copies 16 bytes to shared memory without passing through registers. The thread that asked for them may read them after
+// wait_for_copies(); addresses lie at multiples of 16.
+__device__ __forceinline__ void copy_to_shared(void* to, const void* from) {
+#if defined(__CUDA_ARCH__)
+  const unsigned address = unsigned(__cvta_generic_to_shared(to));
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(address), "l"(from) : "memory");
+#else
+  __builtin_memcpy(to, from, 16);
+#endif
+}
+__device__ __forceinline__ void wait_for_copies() {
+#if defined(__CUDA_ARCH__)
+  asm volatile("cp.async.wait_all;" ::: "memory");
+#endif
+}
+
+// A value that another block has written: not from this multiprocessor's own cache.
+__device__ __forceinline__ double load_shared_value(const double* from) {
+#if defined(__CUDA_ARCH__)
+  return __ldcg(from);
+#else
+  return *from;
+#endif
 }
 
 struct Shape {

@@ -29,17 +29,17 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward(
   check_limits("distillation_loss", student, rows);
   Tensor lse_student_t = empty_rows(student), lse_teacher_t = empty_rows(student), lse_student = empty_rows(student);
   Tensor loss = reduced ? empty_loss(student) : empty_rows(student);
-  const Tensor partials = reduced ? empty_partials(student, rows) : Tensor();
+  const Tensor partials = empty_partials(student, rows, reduced);
+  const cudaStream_t stream = c10::cuda::getCurrentCUDAStream();
   const DistillationForward arguments{{s.rows, t.rows, classes, temperature},
                                       {classes_of_rows.const_data_ptr<int64_t>(), alpha, label_smoothing},
                                       rows,
-                                      reduced ? partials.mutable_data_ptr<double>() : nullptr,
+                                      loss_sum(reduction_factor(reduction, rows, rows), partials, loss, stream),
                                       reduced ? nullptr : loss.mutable_data_ptr(),
                                       lse_student_t.mutable_data_ptr(),
                                       lse_teacher_t.mutable_data_ptr(),
                                       lse_student.mutable_data_ptr()};
-  const LossSum sum{reduction_factor(reduction, rows, rows), reduced ? loss.mutable_data_ptr() : nullptr};
-  C10_CUDA_CHECK(launch(arguments, sum, c10::cuda::getCurrentCUDAStream()));
+  C10_CUDA_CHECK(launch(arguments, stream));
   return {std::move(loss), std::move(lse_student_t), std::move(lse_teacher_t), std::move(lse_student)};
 }
 

@@ -25,14 +25,15 @@ struct Forward {
     using W = Wide<T>;
     const double t = a.logits.temperature, alpha = a.hard.alpha;
     DistillationSums<T> sums;
-    collect(sums, reader, team, W(1.0 / t));
+    const W scale = W(kLog2e / t);
+    collect(sums, reader, team, scale);
     W values[5] = {sums.sum_s, sums.sum_t, sums.weighted, sums.sum_1, sums.centred};
     team.sum(values);
     if (!active || !team.leader()) return 0;
     sums.sum_s = values[0];
     sums.sum_t = values[1];
     sums.weighted = values[2];
-    const W sum_1 = W(1.0 / t) == W(1) ? sums.sum_s : values[3];
+    const W sum_1 = scale == W(kLog2e) ? sums.sum_s : values[3];
     set_value_of(a.lse_student_t, row, KlSums<T>::log_sum_exp(sums.max_s, sums.sum_s, t));
     set_value_of(a.lse_teacher_t, row, KlSums<T>::log_sum_exp(sums.max_t, sums.sum_t, t));
     set_value_of(a.lse_student, row, KlSums<T>::log_sum_exp(sums.max_s, sum_1, 1.0));
@@ -61,37 +62,33 @@ struct Backward {
     constexpr int kValues = Reader::kValues;
     const int64_t at = active ? row : 0;
     const double t = a.logits.temperature;
-    Softmax<W> p_s = Softmax<W>::from_log_sum_exp(a.lse_student_t, at, t);
-    Softmax<W> p_t = Softmax<W>::from_log_sum_exp(a.lse_teacher_t, at, t);
-    Softmax<W> p_1 = Softmax<W>::from_log_sum_exp(a.lse_student, at, 1.0);
-    const bool at_one = p_s.inv_temperature == W(1);
+    const auto exp_s = Exponentials<W>::from_log_sum_exp(a.lse_student_t, at, t);
+    const auto exp_t = Exponentials<W>::from_log_sum_exp(a.lse_teacher_t, at, t);
+    const auto exp_1 = Exponentials<W>::from_log_sum_exp(a.lse_student, at, 1.0);
+    const bool at_one = exp_s.scale == exp_1.scale;
     W sums[3] = {0, 0, 0};
-    reader.first([&](int position, const W(&student)[kValues], const W(&teacher)[kValues]) {
+    reader.first([&](int, const W(&student)[kValues], const W(&teacher)[kValues]) {
       PLANTOPS_UNROLL
-      for (int k = 0; k < kValues; ++k) {
-        if (!inside(reader, position + k)) continue;
-        sums[0] += p_s.template operator()<T>(student[k]);
-        sums[1] += p_t.template operator()<T>(teacher[k]);
-        if (!at_one) sums[2] += p_1.template operator()<T>(student[k]);
+      for (int k = 0; k < kValues; ++k) {  // outside the row minus infinity, which adds 0
+        sums[0] += exp_s(student[k]);
+        sums[1] += exp_t(teacher[k]);
+        if (!at_one) sums[2] += exp_1(student[k]);
       }
     });
     team.sum(sums);
-    p_s.norm = W(1) / sums[0];
-    p_t.norm = W(1) / sums[1];
-    p_1.norm = W(1) / sums[2];
     const W grad = a.row_grad != nullptr ? value_of<W>(a.row_grad, at) : value_of<W>(a.grad);
     const double upstream = a.factor * double(grad);
     const DistillationWeights weights = distillation_weights(
         upstream, a.hard.alpha, t, smooth_target(a.hard.label_smoothing, a.logits.classes));
-    const W kl = W(weights.kl), ce = W(weights.ce), uniform = W(weights.uniform);
+    const W norm_s = W(weights.kl) / sums[0], norm_t = W(weights.kl) / sums[1], uniform = W(weights.uniform);
+    const W norm_1 = W(weights.ce) / (at_one ? sums[0] : sums[2]);
     const int target = target_of(a, at);
     reader.again([&](int position, const W(&student)[kValues], const W(&teacher)[kValues]) {
       W gradient[kValues];
       PLANTOPS_UNROLL
       for (int k = 0; k < kValues; ++k) {
-        const W s = p_s.template operator()<T>(student[k]);
-        const W s_1 = at_one ? s : p_1.template operator()<T>(student[k]);
-        gradient[k] = kl_gradient(s, p_t.template operator()<T>(teacher[k]), kl) + (s_1 * ce - uniform);
+        const W e_s = exp_s(student[k]), e_1 = at_one ? e_s : exp_1(student[k]);
+        gradient[k] = kl_gradient(e_s, norm_s, exp_t(teacher[k]), norm_t) + (e_1 * norm_1 - uniform);
         if (position + k == target) gradient[k] -= W(weights.target);
       }
       write_values(reader, a.grad_student, a.logits.student.type, row, position, gradient);
@@ -102,13 +99,12 @@ struct Backward {
 
 }  // namespace
 
-cudaError_t launch(const DistillationForward& arguments, const LossSum& sum, cudaStream_t stream) {
-  return launch_loss<Forward>(arguments, false, sum, stream);
+cudaError_t launch(const DistillationForward& arguments, cudaStream_t stream) {
+  return launch_rows<Forward>(arguments, false, stream);
 }
 
 cudaError_t launch(const DistillationBackward& arguments, cudaStream_t stream) {
-  int64_t partials = 0;
-  return launch_rows<Backward>(arguments, false, stream, partials);
+  return launch_rows<Backward>(arguments, false, stream);
 }
 
 }  // namespace plantops::cuda

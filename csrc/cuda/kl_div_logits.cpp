@@ -29,15 +29,15 @@ std::tuple<Tensor, Tensor, Tensor> forward(
   check_limits("kl_div_logits", student, rows);
   Tensor lse_student = empty_rows(student), lse_teacher = empty_rows(student);
   Tensor loss = pointwise ? empty_logits(student, compute_type(student)) : empty_loss(student);
-  const Tensor partials = pointwise ? Tensor() : empty_partials(student, rows);
+  const Tensor partials = empty_partials(student, rows, !pointwise);
+  const cudaStream_t stream = c10::cuda::getCurrentCUDAStream();
   const KlForward arguments{{s.rows, t.rows, classes, temperature},
                             rows,
-                            pointwise ? nullptr : partials.mutable_data_ptr<double>(),
+                            loss_sum(factor_of(student, reduction), partials, loss, stream),
                             pointwise ? loss.mutable_data_ptr() : nullptr,
                             lse_student.mutable_data_ptr(),
                             lse_teacher.mutable_data_ptr()};
-  const LossSum sum{factor_of(student, reduction), pointwise ? nullptr : loss.mutable_data_ptr()};
-  C10_CUDA_CHECK(launch(arguments, sum, c10::cuda::getCurrentCUDAStream()));
+  C10_CUDA_CHECK(launch(arguments, stream));
   return {std::move(loss), std::move(lse_student), std::move(lse_teacher)};
 }
 
@@ -91,15 +91,15 @@ std::tuple<Tensor, Tensor> value_and_grad(
   const double factor = factor_of(student, reduction);
   Tensor loss = pointwise ? empty_logits(student, compute_type(student)) : empty_loss(student);
   Tensor grad = empty_logits(student, student.scalar_type());
-  const Tensor partials = pointwise ? Tensor() : empty_partials(student, rows);
+  const Tensor partials = empty_partials(student, rows, !pointwise);
+  const cudaStream_t stream = c10::cuda::getCurrentCUDAStream();
   const KlValueAndGrad arguments{{s.rows, t.rows, classes, temperature},
                                  rows,
                                  factor / temperature,
-                                 pointwise ? nullptr : partials.mutable_data_ptr<double>(),
+                                 loss_sum(factor, partials, loss, stream),
                                  pointwise ? loss.mutable_data_ptr() : nullptr,
                                  grad.mutable_data_ptr()};
-  C10_CUDA_CHECK(launch(arguments, LossSum{factor, pointwise ? nullptr : loss.mutable_data_ptr()},
-                        c10::cuda::getCurrentCUDAStream()));
+  C10_CUDA_CHECK(launch(arguments, stream));
   return {std::move(loss), std::move(grad)};
 }
 

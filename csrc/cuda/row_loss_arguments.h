@@ -8,11 +8,24 @@
 
 namespace plantops::cuda {
 
+// Places where the blocks of a launch count themselves.
+constexpr int kTickets = 1 << 14;
+
+// How the losses of the rows become one: the sums that blocks leave, added up in order, times `factor`.
+struct LossSum {
+  double factor;
+  double* partial;      // at least [rows]; null: the loss is not reduced
+  void* loss;           // A, one
+  int ticket = -1;      // a place in [0, kTickets) that no launch at the same time has: the last block adds up; else a
+                        // launch of its own does
+  unsigned blocks = 0;  // that leave a sum; set by the launch
+};
+
 // Null outputs are not written.
 struct KlForward {
   LogitPair logits;
   int64_t rows;
-  double* partial;                  // the blocks' sums of the loss, at least [rows]
+  LossSum sum;
   void* pointwise;                  // A [rows, classes]
   void *lse_student, *lse_teacher;  // A [rows]
 };
@@ -33,7 +46,7 @@ struct KlValueAndGrad {
   LogitPair logits;
   int64_t rows;
   double factor;
-  double* partial;
+  LossSum sum;
   void* pointwise;
   void* grad_student;
 };
@@ -42,7 +55,7 @@ struct DistillationForward {
   LogitPair logits;
   HardTargets hard;
   int64_t rows;
-  double* partial;
+  LossSum sum;
   void* row_loss;  // A [rows]
   void *lse_student_t, *lse_teacher_t, *lse_student;
 };
@@ -56,12 +69,6 @@ struct DistillationBackward {
   double factor;
   const void *grad, *row_grad;
   void* grad_student;
-};
-
-// The second step of a reduced loss: the partial sums, added in order, times `factor`.
-struct LossSum {
-  double factor;
-  void* loss;  // A, one; null: the loss is not reduced
 };
 
 }  // namespace plantops::cuda

@@ -11,10 +11,10 @@
 
 namespace plantops::cuda {
 
-cudaError_t launch(const KlForward& arguments, const LossSum& sum, cudaStream_t stream);
+cudaError_t launch(const KlForward& arguments, cudaStream_t stream);
 cudaError_t launch(const KlBackward& arguments, cudaStream_t stream);
-cudaError_t launch(const KlValueAndGrad& arguments, const LossSum& sum, cudaStream_t stream);
-cudaError_t launch(const DistillationForward& arguments, const LossSum& sum, cudaStream_t stream);
+cudaError_t launch(const KlValueAndGrad& arguments, cudaStream_t stream);
+cudaError_t launch(const DistillationForward& arguments, cudaStream_t stream);
 cudaError_t launch(const DistillationBackward& arguments, cudaStream_t stream);
 
 }  // namespace plantops::cuda

@@ -63,6 +63,7 @@ struct RegisterRows {
 };
 
 // A cluster of blocks shares the row, each a range of its packs, held in shared memory or (kHold false) read again.
+// Either way a thread asks for the next packs before it needs them.
 template <class T, int kThreads, bool kHold>
 struct BlockRows {
   using Type = T;
@@ -70,10 +71,12 @@ struct BlockRows {
   const T *student, *teacher;
   Pack* held;
   int before, count, begin, end;  // values before the row in its first pack; this block's packs
+  bool alike;                     // where the student has a 16-byte boundary the teacher has one
 
   __device__ __forceinline__ BlockRows(const LogitPair& logits, int64_t row, unsigned char* memory)
       : student(row_of<T>(logits.student, row)), teacher(row_of<T>(logits.teacher, row)),
-        held(reinterpret_cast<Pack*>(memory)), before(values_since_boundary(student)), count(int(logits.classes)) {
+        held(reinterpret_cast<Pack*>(memory)), before(values_since_boundary(student)), count(int(logits.classes)),
+        alike(values_since_boundary(teacher) == before) {
     const int64_t packs = (before + count + kValues - 1) / kValues, rank = cluster_rank(), blocks = cluster_size();
     begin = int(packs * rank / blocks);
     end = int(packs * (rank + 1) / blocks);
@@ -81,14 +84,33 @@ struct BlockRows {
 
   template <class Visit>
   __device__ __forceinline__ void first(const Visit& visit) const {
-    for (int p = begin + int(threadIdx.x); p < end; p += kThreads) {
-      const int position = p * kValues - before;
-      const Pack s = load_pack(student, position, count), t = load_pack(teacher, position, count);
-      if constexpr (kHold) {
-        held[p - begin] = s;
-        held[p - begin + end - begin] = t;
+    int p = begin + int(threadIdx.x);
+    if constexpr (kHold) {
+      for (; p < end; p += kThreads) {
+        const int position = p * kValues - before;
+        const bool inside = position >= 0 && position + kValues <= count;
+        fetch(held + p - begin, student, position, inside);
+        fetch(held + p - begin + end - begin, teacher, position, inside && alike);
       }
-      visit_packs<T>(visit, position, s, t);
+      wait_for_copies();
+      again(visit);
+    } else {
+      if (p >= end) return;
+      Pack s = load_pack(student, p * kValues - before, count), t = load_pack(teacher, p * kValues - before, count);
+      PLANTOPS_NO_UNROLL
+      for (;;) {
+        const int position = p * kValues - before;
+        Pack next_s{}, next_t{};
+        p += kThreads;
+        if (p < end) {
+          next_s = load_pack(student, p * kValues - before, count);
+          next_t = load_pack(teacher, p * kValues - before, count);
+        }
+        visit_packs<T>(visit, position, s, t);
+        if (p >= end) break;
+        s = next_s;
+        t = next_t;
+      }
     }
   }
   // A thread reads what it has written itself: no barrier is needed.
@@ -100,6 +122,14 @@ struct BlockRows {
       for (int p = begin + int(threadIdx.x); p < end; p += kThreads)
         visit_packs<T>(visit, p * kValues - before, held[p - begin], held[p - begin + end - begin]);
     }
+  }
+
+ private:
+  __device__ __forceinline__ void fetch(Pack* to, const T* row, int position, bool whole) const {
+    if (whole)
+      copy_to_shared(to, row + position);
+    else
+      *to = load_pack(row, position, count);
   }
 };
 

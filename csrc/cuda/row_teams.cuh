@@ -51,6 +51,12 @@ struct Blocks {
 
   template <class W, int N, class Combine>
   __device__ __forceinline__ void combine(W (&values)[N], Combine combine) {
+    combine_threads(values, combine);
+    if (cluster_size() > 1) combine_blocks(values, combine);
+    ++reduction;
+  }
+  template <class W, int N, class Combine>
+  __device__ __forceinline__ void combine_threads(W (&values)[N], Combine combine) {
     static_assert(N <= Space::kValues);
     Lanes<32>().combine(values, combine);
     const int warp = threadIdx.x / 32;
@@ -66,8 +72,6 @@ struct Blocks {
       PLANTOPS_UNROLL
       for (int i = 0; i < N; ++i) values[i] = combine(values[i], W(space->warps[reduction][w][i]));
     }
-    if (cluster_size() > 1) combine_blocks(values, combine);
-    ++reduction;
   }
   template <class W, int N, class Combine>
   __device__ __forceinline__ void combine_blocks(W (&values)[N], Combine combine) {
@@ -93,11 +97,19 @@ struct Blocks {
   __device__ __forceinline__ void max(W (&values)[N]) {
     combine(values, [](W a, W b) { return larger(a, b); });
   }
+  // Over this block alone, whatever the others of its cluster do.
+  template <class W>
+  __device__ __forceinline__ W sum_of_block(W value) {
+    W values[1] = {value};
+    combine_threads(values, [](W a, W b) { return a + b; });
+    ++reduction;
+    return values[0];
+  }
   __device__ __forceinline__ bool leader() const { return threadIdx.x == 0 && cluster_rank() == 0; }
 
   // A block's shared memory is there until all blocks have read it.
   __device__ __forceinline__ void finish() {
-    if (cluster_size() > 1) cluster_barrier();
+    if (cluster_size() > 1) cluster_rendezvous();
   }
 };
 

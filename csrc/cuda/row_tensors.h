@@ -9,6 +9,7 @@
 
 #include "../tensors/rows.h"
 #include "row_losses.h"
+#include "row_tickets.h"
 
 namespace plantops::cuda {
 
@@ -21,9 +22,13 @@ inline at::Tensor empty_logits(const at::Tensor& student, at::ScalarType type) {
 inline at::Tensor empty_loss(const at::Tensor& student) {
   return at::empty({}, student.options().dtype(compute_type(student)));
 }
-// Where blocks leave their sums of the loss.
-inline at::Tensor empty_partials(const at::Tensor& student, int64_t rows) {
-  return at::empty({rows}, student.options().dtype(at::kDouble));
+// Where blocks leave their sums of the loss; undefined where it is not reduced.
+inline at::Tensor empty_partials(const at::Tensor& student, int64_t rows, bool reduced) {
+  return reduced ? at::empty({rows}, student.options().dtype(at::kDouble)) : at::Tensor();
+}
+inline LossSum loss_sum(double factor, const at::Tensor& partials, const at::Tensor& loss, cudaStream_t stream) {
+  if (!partials.defined()) return {factor, nullptr, nullptr};
+  return {factor, partials.mutable_data_ptr<double>(), loss.mutable_data_ptr(), ticket_of(stream)};
 }
 
 inline void check_limits(const char* op, const at::Tensor& student, int64_t rows) {

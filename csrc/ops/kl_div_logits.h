@@ -37,6 +37,12 @@ PLANTOPS_INLINE V kl_gradient(V p_s, V p_t, V factor) {
   return factor * (p_s - p_t);
 }
 
+// The same from exponentials: `norm` is the factor over their row's sum.
+template <class V>
+PLANTOPS_INLINE V kl_gradient(V exp_s, V norm_s, V exp_t, V norm_t) {
+  return exp_s * norm_s - exp_t * norm_t;
+}
+
 // Gradient of the pointwise terms: `weighted` is upstream gradient x p_T of this class, `dot` its sum over the row.
 template <class V>
 PLANTOPS_INLINE V kl_gradient_pointwise(V p_s, V weighted, V dot, V inv_temperature) {

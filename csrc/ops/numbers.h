@@ -94,16 +94,46 @@ PLANTOPS_INLINE void narrow(float value, Float16& to) {
 #endif
 }
 
-// Value `k` of a pack; k is a constant once loops are unrolled, so a pack stays in registers.
+// Two values in 16 bits each, the first in the lower half.
+PLANTOPS_INLINE uint32_t narrow_pair(float first, float second, Bfloat16) {
+#if defined(__CUDA_ARCH__)
+  uint32_t pair;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(second), "f"(first));
+  return pair;
+#else
+  Bfloat16 values[2];
+  narrow(first, values[0]);
+  narrow(second, values[1]);
+  return values[0].bits | uint32_t(values[1].bits) << 16;
+#endif
+}
+PLANTOPS_INLINE uint32_t narrow_pair(float first, float second, Float16) {
+#if defined(__CUDA_ARCH__)
+  uint32_t pair;
+  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(second), "f"(first));
+  return pair;
+#else
+  Float16 values[2];
+  narrow(first, values[0]);
+  narrow(second, values[1]);
+  return values[0].bits | uint32_t(values[1].bits) << 16;
+#endif
+}
+
+// Value `k` of a pack as it is stored; k is a constant once loops are unrolled, so a pack stays in registers.
 template <class T>
-PLANTOPS_INLINE Wide<T> unpack(const Pack& pack, int k) {
+PLANTOPS_INLINE T stored(const Pack& pack, int k) {
   if constexpr (sizeof(T) == 2) {
-    return widen(T{uint16_t(pack.words[k / 2] >> (k % 2 * 16))});
+    return T{uint16_t(pack.words[k / 2] >> (k % 2 * 16))};
   } else if constexpr (sizeof(T) == 4) {
     return bit_copy<float>(pack.words[k]);
   } else {
     return bit_copy<double>(uint64_t(pack.words[2 * k]) | uint64_t(pack.words[2 * k + 1]) << 32);
   }
+}
+template <class T>
+PLANTOPS_INLINE Wide<T> unpack(const Pack& pack, int k) {
+  return widen(stored<T>(pack, k));
 }
 
 template <class T>
@@ -130,16 +160,25 @@ PLANTOPS_INLINE T negative_infinity() {
   }
 }
 
+// In one access: an assignment may become four of 4 bytes.
+PLANTOPS_INLINE void write_pack(void* to, const Pack& pack) {
+#if defined(__CUDA_ARCH__)
+  *static_cast<uint4*>(to) = make_uint4(pack.words[0], pack.words[1], pack.words[2], pack.words[3]);
+#else
+  *static_cast<Pack*>(to) = pack;
+#endif
+}
+
 // Which part of a row of `count` values a 16-byte access at `position` (may be negative) covers.
 template <class T>
-PLANTOPS_INLINE bool whole_pack(const T* row, int64_t position, int64_t count) {
+PLANTOPS_INLINE bool whole_pack(const T* row, int position, int count) {
   return position >= 0 && position + kPerPack<T> <= count && (reinterpret_cast<uintptr_t>(row + position) & 15) == 0;
 }
 
 // Values [position, position + kPerPack) of a row of `count`: one access where they are all inside and aligned, else
 // one by one; minus infinity outside.
 template <class T>
-PLANTOPS_INLINE Pack load_pack(const T* row, int64_t position, int64_t count) {
+PLANTOPS_INLINE Pack load_pack(const T* row, int position, int count) {
   if (whole_pack(row, position, count)) return *reinterpret_cast<const Pack*>(row + position);
   Pack pack{};
   PLANTOPS_UNROLL
@@ -151,20 +190,23 @@ PLANTOPS_INLINE Pack load_pack(const T* row, int64_t position, int64_t count) {
 }
 
 template <class T>
-PLANTOPS_INLINE void store_pack(T* row, int64_t position, int64_t count, const Wide<T> (&values)[kPerPack<T>]) {
-  T narrowed[kPerPack<T>];
+PLANTOPS_INLINE void store_pack(T* row, int position, int count, const Wide<T> (&values)[kPerPack<T>]) {
+  Pack pack{};
   PLANTOPS_UNROLL
-  for (int k = 0; k < kPerPack<T>; ++k) narrow(values[k], narrowed[k]);
+  for (int k = 0; k < kPerPack<T>; ++k) {
+    if constexpr (sizeof(T) == 2) {
+      if (k % 2 == 0) pack.words[k / 2] = narrow_pair(values[k], values[k + 1], T{});
+    } else {
+      set_value(pack, k, values[k]);
+    }
+  }
   if (whole_pack(row, position, count)) {
-    Pack pack{};
-    PLANTOPS_UNROLL
-    for (int k = 0; k < kPerPack<T>; ++k) set_value(pack, k, narrowed[k]);
-    *reinterpret_cast<Pack*>(row + position) = pack;
+    write_pack(row + position, pack);
     return;
   }
   PLANTOPS_UNROLL
   for (int k = 0; k < kPerPack<T>; ++k)
-    if (position + k >= 0 && position + k < count) row[position + k] = narrowed[k];
+    if (position + k >= 0 && position + k < count) row[position + k] = stored<T>(pack, k);
 }
 
 // How many values before `row` the last 16-byte boundary lies.

@@ -79,6 +79,7 @@ struct Block {
   std::vector<uint64_t> exchange;  // one slot for each thread
   std::vector<uint64_t> shared;    // with guard words behind it
   size_t shared_bytes = 0;
+  bool any = false;  // of __syncthreads_or
 };
 
 constexpr uint64_t kGuard = 0xfff7a5a5fff7a5a5;  // a NaN as double and as two floats: reading it shows
@@ -257,6 +258,21 @@ T shuffle_xor(T value, unsigned lanes) {
 #define threadIdx (emulator::current->thread)
 #define blockIdx (emulator::current->block->index)
 
+inline int __syncthreads_or(int holds) {
+  emulator::Block& block = *emulator::current->block;
+  block.any = block.any || holds;
+  emulator::wait(block.barrier);
+  const bool any = block.any;
+  emulator::wait(block.barrier);
+  block.any = false;
+  return any;
+}
+inline void __threadfence() {}
+inline unsigned atomicInc(unsigned* address, unsigned most) {
+  const unsigned before = *address;
+  *address = before >= most ? 0 : before + 1;
+  return before;
+}
 inline void __syncthreads() { emulator::wait(emulator::current->block->barrier); }
 inline void __syncwarp() { emulator::wait(emulator::current->block->warps[emulator::thread_rank() / 32]); }
 template <class T>
@@ -266,6 +282,7 @@ T __shfl_xor_sync(unsigned, T value, int lanes) {
 inline unsigned __clusterRelativeBlockRank() { return emulator::current->block->rank; }
 inline unsigned __clusterSizeInBlocks() { return unsigned(emulator::cluster->blocks.size()); }
 inline void __cluster_barrier_arrive() {}
+inline void __cluster_barrier_arrive_relaxed() {}
 inline void __cluster_barrier_wait() { emulator::wait(emulator::cluster->barrier); }
 inline void* __cluster_map_shared_rank(const void* address, unsigned rank) {
   emulator::Block &mine = *emulator::current->block, &other = emulator::cluster->blocks[rank];

@@ -56,9 +56,9 @@ void both(const char* name, const Case& c, bool reduced) {
   const double factor = reduced ? 1.0 / double(c.rows) : 1;
 
   const plantops::cuda::DistillationForward forward{
-      logits, hard, c.rows, reduced ? partial.data() : nullptr, reduced ? nullptr : loss.data(),
-      lse_s_t.data(), lse_t_t.data(), lse_s.data()};
-  launch(forward, {factor, reduced ? loss.data() : nullptr}, nullptr);
+      logits, hard, c.rows, {factor, reduced ? partial.data() : nullptr, loss.data(), c.rows % 2 ? 3 : -1},
+      reduced ? nullptr : loss.data(), lse_s_t.data(), lse_t_t.data(), lse_s.data()};
+  launch(forward, nullptr);
   const plantops::cuda::DistillationBackward backward{
       logits, hard, c.rows, lse_s_t.data(), lse_t_t.data(), lse_s.data(), factor,
       reduced ? upstream.data() : nullptr, reduced ? nullptr : upstream.data(), grad.data()};

@@ -33,8 +33,8 @@ class Pair {
   LogitPair logits() { return {student.view(), teacher.view(), c_.classes, c_.temperature}; }
 
   void forward(double factor) {
-    const plantops::cuda::KlForward arguments{logits(), c_.rows, partial.data(), nullptr, lse_s.data(), lse_t.data()};
-    expect(launch(arguments, {factor, loss.data()}, nullptr) == cudaSuccess, "launch", 0, 0, 1, 0);
+    const plantops::cuda::KlForward arguments{logits(), c_.rows, sum(factor), nullptr, lse_s.data(), lse_t.data()};
+    expect(launch(arguments, nullptr) == cudaSuccess, "launch", 0, 0, 1, 0);
   }
   void backward(double factor, Matrix& upstream) {
     const plantops::cuda::KlBackward arguments{
@@ -43,13 +43,14 @@ class Pair {
   }
   void value_and_grad(double factor) {
     const plantops::cuda::KlValueAndGrad arguments{
-        logits(), c_.rows, factor / c_.temperature, partial.data(), nullptr, grad.data()};
-    expect(launch(arguments, {factor, loss.data()}, nullptr) == cudaSuccess, "launch", 0, 0, 1, 0);
+        logits(), c_.rows, factor / c_.temperature, sum(factor), nullptr, grad.data()};
+    expect(launch(arguments, nullptr) == cudaSuccess, "launch", 0, 0, 1, 0);
   }
+  plantops::cuda::LossSum sum(double factor) { return {factor, partial.data(), loss.data(), ticket}; }
   double expected_loss(double factor) {
     double total = 0;
     for (int64_t r = 0; r < c_.rows; ++r)
-      total += sum(kl_terms(softmax(student.row(r), c_.temperature), softmax(teacher.row(r), c_.temperature)));
+      total += cases::sum(kl_terms(softmax(student.row(r), c_.temperature), softmax(teacher.row(r), c_.temperature)));
     return total * factor;
   }
   void check_loss(double factor) {
@@ -83,6 +84,7 @@ class Pair {
   Scalar compute;
   Matrix student, teacher, lse_s, lse_t, grad, loss;
   std::vector<double> partial;
+  int ticket = 7;
 };
 
 void all_reduced(const char* name, const Case& c) {
@@ -150,8 +152,8 @@ void pointwise() {
     std::mt19937 random(3);
     upstream.fill(random, 1, 0);
     const plantops::cuda::KlForward forward{
-        pair.logits(), c.rows, nullptr, terms.data(), pair.lse_s.data(), pair.lse_t.data()};
-    launch(forward, {1.0, nullptr}, nullptr);
+        pair.logits(), c.rows, {1.0, nullptr, nullptr}, terms.data(), pair.lse_s.data(), pair.lse_t.data()};
+    launch(forward, nullptr);
     pair.check_sums();
     const plantops::cuda::KlBackward backward{
         pair.logits(), c.rows, pair.lse_s.data(), pair.lse_t.data(), NAN, nullptr, upstream.view(), pair.grad.data()};
@@ -223,12 +225,24 @@ void repeats() {
   emulator::device = {};
 }
 
-void two_launches() {
+// The last block adds up the others' sums and leaves its ticket as it was; without a ticket a second launch adds up.
+void launches() {
   running = "launches";
-  emulator::device.launches = 0;
-  Pair pair({100, 1000, Scalar::f32, Scalar::f32});
-  pair.value_and_grad(1.0);
-  expect(emulator::device.launches == 2, "launches", 0, 0, emulator::device.launches, 2);
+  for (int64_t classes : {10, 1000, 1500}) {
+    const Case c{40, classes, Scalar::f32, Scalar::f32};
+    double first = 0;
+    for (int ticket : {7, 7, -1}) {
+      emulator::device.launches = 0;
+      Pair pair(c);
+      pair.ticket = ticket;
+      pair.value_and_grad(1.0);
+      pair.check_loss(1.0);
+      expect(emulator::device.launches == (ticket < 0 ? 2 : 1), "launches", 0, ticket, emulator::device.launches, 1);
+      if (first == 0) first = pair.loss.at(0);
+      if (ticket >= 0) expect(pair.loss.at(0) == first, "loss again", 0, ticket, pair.loss.at(0), first);
+      expect(plantops::cuda::tickets[7] == 0, "ticket", 0, ticket, plantops::cuda::tickets[7], 0);
+    }
+  }
 }
 
 void no_rows() {
@@ -248,7 +262,7 @@ int main() {
   pointwise();
   special_values();
   repeats();
-  two_launches();
+  launches();
   no_rows();
   return failures == 0 ? 0 : 1;
 }

@@ -108,7 +108,7 @@ def arrange(x: Tensor, layout: str) -> Tensor:
     if not layout.endswith("slice"):
         return x
     n, c, h, w = x.shape
-    wide = torch.full((n, c + 3, h, w), float("nan"), dtype=x.dtype)
+    wide = x.new_full((n, c + 3, h, w), float("nan"))
     wide = wide.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
     wide[:, 1 : 1 + c] = x
     return wide[:, 1 : 1 + c]
@@ -129,7 +129,8 @@ class Problem:
         g = torch.Generator().manual_seed(seed)
 
         def randn(*shape: int) -> Tensor:
-            return torch.randn(*shape, generator=g, dtype=torch.float64).to(dtype)
+            values = torch.randn(*shape, generator=g, dtype=torch.float64, device="cpu")
+            return values.to(torch.get_default_device(), dtype)
 
         c = case
         scale = 1 / max(1, (c.fi + c.pi) // c.groups * c.kernel[0] * c.kernel[1]) ** 0.5

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from plantops.ops import _registry
+from plantops.ops import _registry, _triton
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 # Fewer classes than a vector has lanes, exactly as many, one more, several vectors; past the block in which lanes are
@@ -18,11 +18,14 @@ INTERPRETED_SHAPES = ((3, 17), (1, 4999))
 
 def shapes(impl: str) -> tuple[tuple[int, ...], ...]:
     """The shapes to test an implementation on."""
-    return INTERPRETED_SHAPES if impl == "triton" else SHAPES
+    return INTERPRETED_SHAPES if impl == "triton" and _triton.interpreted() else SHAPES
+
+
+IMPLS = ("reference", "aten", "native", "triton")
 
 
 def implementations(stem: str) -> list:
-    """One test parameter for each implementation; what is not live here is skipped with the reason."""
+    """One test parameter for each implementation; what is not live on a CPU is skipped with the reason."""
     return [
         pytest.param(
             impl,
@@ -30,7 +33,7 @@ def implementations(stem: str) -> list:
                 not _registry.live(stem, impl, "cpu"), reason=f"{impl}: {_registry.why_not(stem, impl, 'cpu')}"
             ),
         )
-        for impl in ("reference", "aten", "native", "triton")
+        for impl in IMPLS
     ]
 
 
@@ -45,7 +48,8 @@ def one_thread():
 
 def logits(shape: tuple[int, ...], dtype: torch.dtype, seed: int, spread: float = 3.0) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
-    return (torch.randn(shape, dtype=torch.float64, generator=generator) * spread).to(dtype)
+    values = torch.randn(shape, dtype=torch.float64, generator=generator, device="cpu") * spread
+    return values.to(torch.get_default_device(), dtype)
 
 
 def layouts(x: Tensor) -> dict[str, Tensor]:
