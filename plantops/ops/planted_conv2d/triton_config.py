@@ -11,6 +11,7 @@ from plantops.ops._triton import cdiv, power_of_two
 SMALLEST = 16  # side of a tile that tensor cores take
 PROGRAMS = 264  # two for each multiprocessor of a large GPU: what the weight gradient's pixels are split for
 MAX_REGISTERS = 240  # of a thread: eight warps of them fit one multiprocessor
+LEFT_FACTOR = 64  # reading it costs a tile about as much as so many columns
 STEPS = 4  # of a program at least, so that splitting costs less than it brings
 
 
@@ -26,6 +27,11 @@ class Config:
     num_stages: int
     split: int | None = None
 
+    def options(self) -> dict[str, int]:
+        """What a launch of a kernel with these tiles is given."""
+        tile = {"M": self.block_m, "N": self.block_n, "K": self.block_k}
+        return tile | {"num_warps": self.num_warps, "num_stages": self.num_stages, "max_registers": MAX_REGISTERS}
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -38,7 +44,7 @@ class Limits:
 
 
 # Where there are tensor cores (half precision, TF32), float32 and float64 without them.
-HALF = Limits(128, 64, 32, 3)
+HALF = Limits(128, 128, 32, 3)
 TF32 = Limits(128, 64, 16, 3)
 SINGLE = Limits(64, 32, 16, 1)
 DOUBLE = Limits(32, 32, 16, 2)
@@ -61,12 +67,18 @@ def side(size: int, most: int) -> int:
     return min(most, max(SMALLEST, power_of_two(size)))
 
 
+def width(size: int, most: int) -> int:
+    """The side of a tile for filters: little is left over in the last one, and the left factor is seldom read again."""
+    sides = [SMALLEST << i for i in range(most.bit_length()) if SMALLEST << i <= most]
+    return min(sides, key=lambda n: (cdiv(size, n) * (n + LEFT_FACTOR), n))
+
+
 def tile(dtype: torch.dtype, precision: str, m: int, n: int, k: int, gathered: bool = False) -> Config:
     """The configuration for m x n results, where the products run over k entries at a time; `gathered`: a factor is
     a gradient behind ReLU or pooling, or the results take an addend."""
     most = limits(dtype, precision)
     block_m = side(m, min(most.block_m, GATHERED_M) if gathered else most.block_m)
-    block_n, block_k = side(n, most.block_n), side(k, most.block_k)
+    block_n, block_k = width(n, most.block_n), side(k, most.block_k)
     few = block_m * block_k <= LOADS_OF_FOUR_WARPS[gathered] and block_m * block_n <= RESULTS_OF_FOUR_WARPS
     num_warps = 4 if few else 8
     return Config(block_m, block_n, block_k, num_warps, most.num_stages)

@@ -9,8 +9,16 @@ from plantops.ops import _triton
 from plantops.ops._layout import empty, memory_format
 from plantops.ops._triton_language import rounded
 from plantops.ops.planted_conv2d import shapes
-from plantops.ops.planted_conv2d.triton_common import accumulator, index_type, multiply, packed_filters, precision_of
-from plantops.ops.planted_conv2d.triton_config import MAX_REGISTERS, Config, tile
+from plantops.ops.planted_conv2d.triton_common import (
+    accumulator,
+    index_type,
+    multiply,
+    packed_filters,
+    precision_of,
+    strides,
+    vector,
+)
+from plantops.ops.planted_conv2d.triton_config import Config, tile
 
 
 @triton.jit
@@ -38,11 +46,13 @@ def forward_kernel(
     height, width, out_height, out_width, padded, x_n, x_c, x_h, x_w, a_n, a_c, a_h, a_w, y_n, y_c, y_h, y_w,
     stride_h, stride_w, padding_h, padding_w, dilation_h, dilation_w, KH: tl.constexpr, KW: tl.constexpr,
     BIAS: tl.constexpr, BIAS_OUT: tl.constexpr, ADDEND: tl.constexpr, RELU: tl.constexpr, POOL: tl.constexpr,
-    POSITIONS: tl.constexpr, ACCUMULATE: tl.constexpr, PRECISION: tl.constexpr, INDEX: tl.constexpr, M: tl.constexpr,
-    N: tl.constexpr, K: tl.constexpr,
+    POSITIONS: tl.constexpr, X_VECTOR: tl.constexpr, Y_VECTOR: tl.constexpr, ACCUMULATE: tl.constexpr,
+    PRECISION: tl.constexpr, INDEX: tl.constexpr, M: tl.constexpr, N: tl.constexpr, K: tl.constexpr,
 ):  # fmt: skip
     """M pixels of N filters. With POOL = 2 four consecutive pixels are a window, and out_height x out_width counts
-    windows."""
+    windows. Channels and the strides of pixels count units of X_VECTOR elements, filters and the strides of addend and
+    result units of Y_VECTOR."""
+    channels, outputs = channels * X_VECTOR, outputs * Y_VECTOR
     tiles_n = tl.cdiv(outputs, N)
     pid = tl.program_id(0).to(INDEX)
     m = pid // tiles_n * M + tl.arange(0, M)
@@ -61,7 +71,8 @@ def forward_kernel(
         c = step % blocks * K + tl.arange(0, K)
         down, across = tap // KW * dilation_h, tap % KW * dilation_w
         inside = live & (top + down >= 0) & (top + down < height) & (left + across >= 0) & (left + across < width)
-        at = (corner + down.to(INDEX) * x_h + across.to(INDEX) * x_w)[:, None] + (c.to(INDEX) * x_c)[None, :]
+        pixel = corner + down.to(INDEX) * x_h + across.to(INDEX) * x_w
+        at = (pixel * X_VECTOR)[:, None] + (c.to(INDEX) * x_c)[None, :]
         x = tl.load(x_ptr + at, mask=inside[:, None] & (c < channels)[None, :], other=0.0)
         entry = (tap * outputs + o)[None, :] * padded + c[:, None]
         f = tl.load(filters_ptr + entry, mask=live_o[None, :] & (c < padded)[:, None], other=0.0)
@@ -74,7 +85,8 @@ def forward_kernel(
         total += tl.load(bias_out_ptr + o - old_rows, mask=new, other=0.0).to(ACCUMULATE)[None, :]
     column = o.to(INDEX)
     if ADDEND:
-        at = (n.to(INDEX) * a_n + h.to(INDEX) * a_h + w.to(INDEX) * a_w)[:, None] + (column * a_c)[None, :]
+        pixel = n.to(INDEX) * a_n + h.to(INDEX) * a_h + w.to(INDEX) * a_w
+        at = (pixel * Y_VECTOR)[:, None] + (column * a_c)[None, :]
         total += tl.load(addend_ptr + at, mask=live[:, None] & live_o[None, :], other=0.0).to(ACCUMULATE)
     if POOL == 2:
         total, position = _pool_windows(total, M, N)
@@ -82,7 +94,7 @@ def forward_kernel(
         live = m < pixels // 4
         out_w, out_h, n = m % out_width, m // out_width % out_height, m // out_width // out_height
     at = n.to(INDEX) * y_n + out_h.to(INDEX) * y_h + out_w.to(INDEX) * y_w
-    to, mask = at[:, None] + (column * y_c)[None, :], live[:, None] & live_o[None, :]
+    to, mask = (at * Y_VECTOR)[:, None] + (column * y_c)[None, :], live[:, None] & live_o[None, :]
     if POSITIONS:
         tl.store(position_ptr + to, position.to(tl.uint8), mask=mask)
     if RELU:
@@ -120,14 +132,16 @@ def convolve(
     config = config or tile(input.dtype, precision, pixels, outputs, channels, gathered=addend is not None)
     filters = packed_filters(weight, weight_out, weight_in, in_start, (0, channels), channels_last=True)
     programs = _triton.cdiv(pixels, config.block_m) * _triton.cdiv(outputs, config.block_n)
+    added = y if addend is None else addend
+    x_vector, y_vector = vector(input, channels), min(vector(y, outputs), vector(added, outputs))
     _triton.launch(
         forward_kernel, (programs,), input, filters, y if bias is None else bias.contiguous(),
         y if bias_out is None else bias_out.contiguous(),
-        y if addend is None else addend, y, indices, pixels, channels, outputs, rows, *input.shape[2:], height, width,
-        filters.shape[2], *input.stride(), *(y if addend is None else addend).stride(), *y.stride(), *geometry,
+        added, y, indices, pixels, channels // x_vector, outputs // y_vector, rows, *input.shape[2:], height, width,
+        filters.shape[2], *strides(input, x_vector), *strides(added, y_vector), *strides(y, y_vector), *geometry,
         KH=kernel[0], KW=kernel[1], BIAS=bias is not None, BIAS_OUT=bias_out is not None, ADDEND=addend is not None,
-        RELU=relu, POOL=pool, POSITIONS=positions, ACCUMULATE=accumulator(input.dtype), PRECISION=precision,
-        INDEX=index_type(input, y, addend), M=config.block_m, N=config.block_n, K=config.block_k,
-        num_warps=config.num_warps, num_stages=config.num_stages, max_registers=MAX_REGISTERS,
+        RELU=relu, POOL=pool, POSITIONS=positions, X_VECTOR=x_vector, Y_VECTOR=y_vector,
+        ACCUMULATE=accumulator(input.dtype), PRECISION=precision, INDEX=index_type(input, y, addend),
+        **config.options(),
     )  # fmt: skip
     return y, indices

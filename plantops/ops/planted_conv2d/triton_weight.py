@@ -17,8 +17,10 @@ from plantops.ops.planted_conv2d.triton_common import (
     index_type,
     multiply,
     precision_of,
+    strides,
+    vector,
 )
-from plantops.ops.planted_conv2d.triton_config import MAX_REGISTERS, Config, splits, tile
+from plantops.ops.planted_conv2d.triton_config import Config, splits, tile
 
 REDUCE_BLOCK = 128
 
@@ -28,13 +30,16 @@ def weight_kernel(
     x_ptr, grad_ptr, output_ptr, position_ptr, share_ptr, pixels, share, channels, columns, outputs, height, width,
     conv_height, conv_width, x_n, x_c, x_h, x_w, g_n, g_c, g_h, g_w, y_n, y_c, y_h, y_w, pooled_height, pooled_width,
     stride_h, stride_w, padding_h, padding_w, dilation_h, dilation_w, KW: tl.constexpr, BIAS: tl.constexpr,
-    WEIGHT: tl.constexpr, RELU: tl.constexpr, POOL: tl.constexpr, ACCUMULATE: tl.constexpr, PRECISION: tl.constexpr,
-    INDEX: tl.constexpr, M: tl.constexpr, N: tl.constexpr, K: tl.constexpr,
+    WEIGHT: tl.constexpr, RELU: tl.constexpr, POOL: tl.constexpr, VECTOR: tl.constexpr, X_VECTOR: tl.constexpr,
+    ACCUMULATE: tl.constexpr, PRECISION: tl.constexpr, INDEX: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
+    K: tl.constexpr,
 ):  # fmt: skip
     """M columns (tap, input channel) times N filters, summed over one share of the pixels, K at a time.
 
-    Row `columns` of the workspace gets the sums of the gradient alone.
+    Row `columns` of the workspace gets the sums of the gradient alone. Channels, columns and the input's strides of
+    pixels count units of X_VECTOR elements, filters units of VECTOR.
     """
+    channels, columns, outputs = channels * X_VECTOR, columns * X_VECTOR, outputs * VECTOR
     tiles_n = tl.cdiv(outputs, N)
     tile_id, part = tl.program_id(0), tl.program_id(1)
     column = tile_id // tiles_n * M + tl.arange(0, M)
@@ -42,7 +47,7 @@ def weight_kernel(
     live_column, live_o = column < columns, o < outputs
     tap, c = column // channels, column % channels
     down, across = tap // KW * dilation_h - padding_h, tap % KW * dilation_w - padding_w
-    corner = c.to(INDEX) * x_c + down.to(INDEX) * x_h + across.to(INDEX) * x_w
+    corner = c.to(INDEX) * x_c + (down.to(INDEX) * x_h + across.to(INDEX) * x_w) * X_VECTOR
     total, sums = tl.zeros((M, N), ACCUMULATE), tl.zeros((N,), ACCUMULATE)
     first = part.to(INDEX) * share
     for step in range(0, tl.cdiv(share, K)):
@@ -51,7 +56,7 @@ def weight_kernel(
         w, h, n = pixel % conv_width, pixel // conv_width % conv_height, pixel // conv_width // conv_height
         grad = gradient_tile(
             grad_ptr, output_ptr, position_ptr, n, o, h, w, live[:, None] & live_o[None, :], g_n, g_c, g_h, g_w, y_n,
-            y_c, y_h, y_w, pooled_height, pooled_width, RELU, POOL, INDEX,
+            y_c, y_h, y_w, pooled_height, pooled_width, RELU, POOL, VECTOR, INDEX,
         )  # fmt: skip
         if BIAS:
             sums += tl.sum(grad.to(ACCUMULATE), 0)
@@ -59,7 +64,8 @@ def weight_kernel(
             top, left = h * stride_h, w * stride_w
             row, col = top[None, :] + down[:, None], left[None, :] + across[:, None]
             inside = live_column[:, None] & live[None, :] & (row >= 0) & (row < height) & (col >= 0) & (col < width)
-            at = (n.to(INDEX) * x_n + top.to(INDEX) * x_h + left.to(INDEX) * x_w)[None, :] + corner[:, None]
+            pixels_at = (n.to(INDEX) * x_n + top.to(INDEX) * x_h + left.to(INDEX) * x_w) * X_VECTOR
+            at = pixels_at[None, :] + corner[:, None]
             total = multiply(tl.load(x_ptr + at, mask=inside, other=0.0), grad, total, PRECISION)
 
     here = share_ptr + part.to(tl.int64) * (columns + 1) * outputs
@@ -122,18 +128,18 @@ def weight_gradient(
     shares = torch.empty(parts, columns + 1, outputs, dtype=sums, device=grad.device)
     tiles = _triton.cdiv(max(1, columns), config.block_m) * _triton.cdiv(outputs, config.block_n)
     constants = {"KW": kernel[1], "BIAS": bias, "WEIGHT": columns > 0, "ACCUMULATE": accumulator(grad.dtype)}
+    units = vector(x, channels) if columns else 1
     _triton.launch(
-        weight_kernel, (tiles, parts), x, *gradient.pointers(), shares, pixels, share, channels, columns, outputs,
-        *x.shape[2:], *gradient.size, *x.stride(), *gradient.numbers(), *geometry, **constants,
-        **gradient.constants(), PRECISION=precision,
-        INDEX=index_type(x, *gradient.pointers()), M=config.block_m, N=config.block_n, K=config.block_k,
-        num_warps=config.num_warps, num_stages=config.num_stages, max_registers=MAX_REGISTERS,
+        weight_kernel, (tiles, parts), x, *gradient.pointers(), shares, pixels, share, channels // units,
+        columns // units, outputs // gradient.vector, *x.shape[2:], *gradient.size, *strides(x, units),
+        *gradient.numbers(), *geometry, **constants, **gradient.constants(), X_VECTOR=units, PRECISION=precision,
+        INDEX=index_type(x, *gradient.pointers()), **config.options(),
     )  # fmt: skip
-    strides = (0, 0, 0, 0) if grad_weight is None else grad_weight.stride()
+    to = (0, 0, 0, 0) if grad_weight is None else grad_weight.stride()
     _triton.launch(
         reduce_kernel, (_triton.cdiv((columns + 1) * outputs, REDUCE_BLOCK),), shares,
         shares if grad_weight is None else grad_weight, shares if grad_bias is None else grad_bias, parts, channels,
-        columns, outputs, *strides, **constants, BLOCK=REDUCE_BLOCK,
+        columns, outputs, *to, **constants, BLOCK=REDUCE_BLOCK,
     )  # fmt: skip
     if grad_weight is not None and columns == 0:
         grad_weight.zero_()
