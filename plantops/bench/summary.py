@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from plantops.bench import host
 from plantops.bench.case import OURS
 from plantops.bench.plots import case_of
 from plantops.bench.record import Row, read_csv, table
@@ -109,6 +110,8 @@ def text(folder: Path) -> str:
     parts.append("\n  ".join(["auto loses at:", *(lost or ["no shape"])]))
     if missing:
         parts.append("\n  ".join(["no figure:", *missing]))
+    for path in sorted(folder.glob("host_*.csv")):
+        parts.append("microseconds of the host:\n" + table(read_csv(path), host.COLUMNS))
     return "\n\n".join(parts)
 
 

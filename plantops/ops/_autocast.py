@@ -14,9 +14,14 @@ MaybeTensor = TypeVar("MaybeTensor", Tensor, Tensor | None)
 _PLAIN = (Tensor, torch.nn.Parameter, torch.nn.Buffer)
 
 
+_KNOWN = frozenset(name for name in ("cpu", "cuda", "xpu", "mps") if torch.amp.is_autocast_available(name))
+
+
 def active(device_type: str) -> bool:
     """Whether autocast is on for this kind of device."""
-    return torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
+    if device_type not in _KNOWN and not torch.amp.is_autocast_available(device_type):
+        return False
+    return torch.is_autocast_enabled(device_type)
 
 
 def disabled(device_type: str) -> torch.autocast:

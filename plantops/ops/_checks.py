@@ -86,18 +86,19 @@ def check_shape(name: str, tensor: Tensor | None, expected: tuple[int, ...]) -> 
 
 def check_alike(**tensors: Tensor | None) -> None:
     """TypeError unless all tensors share the first one's dtype, a floating one; ValueError for another device."""
-    (first_name, first), *others = tensors.items()
+    first_name, first = next(iter(tensors.items()))
     check_float_tensor(first_name, first)  # type: ignore[arg-type]
     assert first is not None
-    for name, tensor in others:
-        if tensor is None:
+    dtype, device = first.dtype, first.device
+    for name, tensor in tensors.items():
+        if tensor is None or tensor is first:
             continue
         if not isinstance(tensor, Tensor):
             raise TypeError(f"{name}: expected a Tensor, got {type(tensor).__name__}")
-        if tensor.dtype != first.dtype:
-            raise TypeError(f"{name}: expected the {first_name}'s dtype {first.dtype}, got {tensor.dtype}")
-        if tensor.device != first.device:
-            raise ValueError(f"{name}: expected the {first_name}'s device {first.device}, got {tensor.device}")
+        if tensor.dtype != dtype:
+            raise TypeError(f"{name}: expected the {first_name}'s dtype {dtype}, got {tensor.dtype}")
+        if tensor.device != device:
+            raise ValueError(f"{name}: expected the {first_name}'s device {device}, got {tensor.device}")
 
 
 def check_in_start(in_start: int | None, trunk: int) -> int:

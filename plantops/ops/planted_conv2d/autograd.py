@@ -41,11 +41,12 @@ class PlantedConv2d(torch.autograd.Function):
         impl: str,
     ) -> Tensor:
         geometry = (stride, padding, dilation)
+        rows, _, *kernel = weight.shape
         output, indices = forward_op(
             input, weight, weight_out, weight_in, bias, bias_out, *geometry, groups, in_start, addend,
             activation, max_pool, max_pool > 1, impl,
         )  # fmt: skip
-        rows, planted_in = weight.shape[0], shapes.planted_in(weight, weight_out, weight_in, groups)
+        planted_in = shapes.planted_in(weight, weight_out, weight_in, groups)
         need_input, need_weight_out, need_weight_in, _, need_addend = needs
         all_rows = need_input or need_weight_in or need_addend
         saved_input = saved_output = saved_indices = None
@@ -59,9 +60,10 @@ class PlantedConv2d(torch.autograd.Function):
             saved_indices = indices if all_rows else compact(indices, rows, output.shape[1] - rows)
         ctx.save_for_backward(saved_input, weight, weight_out, weight_in, saved_output, saved_indices)
         ctx.needs = needs
+        size = tuple(input.shape[2:])
         ctx.sizes = (
-            tuple(input.shape[2:]),
-            shapes.conv_size(input.shape[2:], weight.shape[2:], *geometry),
+            size,
+            shapes.conv_size(size, kernel, *geometry),
             *geometry,
             groups,
             in_start,
@@ -86,6 +88,7 @@ class PlantedConv2d(torch.autograd.Function):
                 grads = backward_op(grad, *ctx.saved_tensors, *ctx.sizes, *ctx.config, mask, ctx.impl)
         else:
             grads = backward_op(grad, *ctx.saved_tensors, *ctx.sizes, *ctx.config, mask, ctx.impl)
-        grads = tuple(g if wanted else None for g, wanted in zip(grads, mask, strict=True))
-        input, weight_out, weight_in, bias_out, addend = grads
+        input, weight_out, weight_in, bias_out, addend = [
+            g if wanted else None for g, wanted in zip(grads, mask, strict=True)
+        ]
         return (input, None, weight_out, weight_in, None, bias_out, grad if passes else addend, *(None,) * 10)

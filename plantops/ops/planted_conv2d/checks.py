@@ -26,6 +26,8 @@ def pair(name: str, value: int | Sequence[int]) -> tuple[int, int]:
 
 def check_geometry(stride: tuple[int, int], dilation: tuple[int, int], groups: int, max_pool: int) -> None:
     """ValueError unless the integers that describe the convolution are in range."""
+    if stride == dilation == (1, 1) and groups == max_pool == 1:
+        return
     for name, values in (("stride", stride), ("dilation", dilation), ("groups", (groups,))):
         if min(values) < 1:
             raise ValueError(f"{name}: expected integers >= 1, got {values}")
@@ -74,13 +76,13 @@ def check_blocks(
         raise ValueError(f"input: expected [N, F_in + P_in, H, W], got {tuple(input.shape)}")
     if groups > 1:
         _check_groups(weight, weight_out, weight_in, groups)
-    rows, kernel = weight.shape[0], tuple(weight.shape[2:])
-    old, new = shapes.trunk_in(weight, groups), shapes.planted_in(weight, weight_out, weight_in, groups)
-    columns = weight.shape[1] if groups > 1 else old + new
+    rows, inputs, *kernel = weight.shape
+    old, new = inputs * groups, shapes.planted_in(weight, weight_out, weight_in, groups)
+    filters, columns = shapes.planted_out(weight_out), inputs if groups > 1 else old + new
     _checks.check_shape("weight_in", weight_in, (rows, new, *kernel))
-    _checks.check_shape("weight_out", weight_out, (shapes.planted_out(weight_out), columns, *kernel))
+    _checks.check_shape("weight_out", weight_out, (filters, columns, *kernel))
     _checks.check_shape("bias", bias, (rows,))
-    _checks.check_shape("bias_out", bias_out, (shapes.planted_out(weight_out),))
+    _checks.check_shape("bias_out", bias_out, (filters,))
     if input.shape[1] != old + new:
         raise ValueError(f"input: expected {old} + {new} channels (of the trunk + planted), got {tuple(input.shape)}")
     return _checks.check_in_start(in_start, old)
@@ -116,10 +118,13 @@ def check_result(
     max_pool: int,
 ) -> None:
     """ValueError unless the result has at least one pixel and the addend its shape before pooling."""
-    size = shapes.conv_size(input.shape[2:], weight.shape[2:], stride, padding, dilation)
-    if min(size) < max_pool:
+    count, _, *image = input.shape
+    rows, _, *kernel = weight.shape
+    size = shapes.conv_size(image, kernel, stride, padding, dilation)
+    if size[0] < max_pool or size[1] < max_pool:
         raise ValueError(
             f"input: expected a height and width that leave at least {max_pool}x{max_pool} pixels behind the "
             f"convolution, got {tuple(input.shape)}, which leaves {size[0]}x{size[1]}"
         )
-    _checks.check_shape("addend", addend, (input.shape[0], weight.shape[0] + shapes.planted_out(weight_out), *size))
+    if addend is not None:
+        _checks.check_shape("addend", addend, (count, rows + shapes.planted_out(weight_out), *size))

@@ -11,11 +11,11 @@ def conv_size(
     size: Sequence[int], kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
 ) -> tuple[int, int]:
     """Height and width of the convolution's result, before pooling."""
-    height, width = (
-        (n + 2 * p - d * (k - 1) - 1) // s + 1
-        for n, k, s, p, d in zip(size, kernel, stride, padding, dilation, strict=True)
+    (height, width), (kernel_h, kernel_w), (pad_h, pad_w), (dilation_h, dilation_w) = size, kernel, padding, dilation
+    return (
+        (height + 2 * pad_h - dilation_h * (kernel_h - 1) - 1) // stride[0] + 1,
+        (width + 2 * pad_w - dilation_w * (kernel_w - 1) - 1) // stride[1] + 1,
     )
-    return height, width
 
 
 def trunk_in(weight: Tensor, groups: int) -> int:
