@@ -98,7 +98,10 @@ def text(folder: Path) -> str:
     Raises:
         ValueError: no results there.
     """
-    rows = results(folder)
+    rows, of_the_host = results(folder), sorted(folder.glob("host_*.csv"))
+    tables = ["microseconds of the host:\n" + table(read_csv(path), host.COLUMNS) for path in of_the_host]
+    if not rows and tables:
+        return "\n\n".join(tables)
     if not rows:
         raise ValueError(f"no results of plantops bench in {folder}.")
     first = rows[0]
@@ -110,9 +113,7 @@ def text(folder: Path) -> str:
     parts.append("\n  ".join(["auto loses at:", *(lost or ["no shape"])]))
     if missing:
         parts.append("\n  ".join(["no figure:", *missing]))
-    for path in sorted(folder.glob("host_*.csv")):
-        parts.append("microseconds of the host:\n" + table(read_csv(path), host.COLUMNS))
-    return "\n\n".join(parts)
+    return "\n\n".join([*parts, *tables])
 
 
 def _place(row: Mapping[str, str]) -> tuple[str, ...]:

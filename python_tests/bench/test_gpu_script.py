@@ -15,8 +15,9 @@ from plantops.bench.runner import Settings
 
 ROOT = Path(plantops.__file__).parents[1]
 STAGES = [
-    "build", "test", "sanitize", "tune", "bench-losses", "bench-conv-cifar", "bench-conv-resnet50", "bench-conv-paper4",
-    "bench-conv-paper8", "bench-sweep", "bench-sweep-compiled", "search", "summary",
+    "build", "test", "sanitize", "host", "tune", "bench-losses", "bench-conv-cifar", "bench-conv-resnet50",
+    "bench-conv-paper4", "bench-conv-paper8", "bench-sweep", "bench-sweep-compiled", "search",
+    "summary",
 ]  # fmt: skip
 
 
@@ -49,9 +50,10 @@ def test_a_dry_run_prints_every_stage_with_a_limit_under_ten_minutes(tmp_path: P
 
 
 def test_the_options_it_passes_exist(tmp_path: Path):
-    result = gpu("--dry-run", "--out", str(tmp_path), "bench-conv", "bench-losses", "tune", "summary", "sanitize")
+    stages = ("bench-conv", "bench-losses", "tune", "summary", "sanitize", "host", "quick-losses")
+    result = gpu("--dry-run", "--out", str(tmp_path), *stages)
     lines = [line.split("plantops.cli bench ", 1)[1] for line in result.stdout.splitlines() if "cli bench" in line]
-    assert len(lines) == 9
+    assert len(lines) == 12
     texts = [command.parser().parse_args(shlex.split(line)).only for line in lines]
     cases = planted_conv2d.cases(Settings(torch.device("cuda", 0), size="full"))
     parts = [{case.name for case in cases if text in case.name} for text in texts if text]
@@ -81,9 +83,41 @@ def test_every_stage_is_logged_and_packed_and_red_tests_are_named(tmp_path: Path
     statuses = [line.split() for line in result.stdout.splitlines() if line.endswith(" s")]
     assert [status[:-2] for status in statuses] == [["test", "exit", "1"], ["summary", "ok"]]
     assert "no figure of this folder may be published" in result.stdout
-    assert (out / "summary.log").read_text() == f"called with -m plantops.cli bench --summary {out}\n"
+    assert (out / "summary.log").read_text() == ""  # there is no CSV file
     with tarfile.open(pack) as archive:
         assert {"./test.log", "./test.status", "./summary.log"} <= set(archive.getnames())
+
+
+def test_all_stages_of_a_budget_end_within_it_and_the_summary_comes_last(tmp_path: Path):
+    python = stub(tmp_path, 'echo "called with $*"')
+    (tmp_path / "losses_cuda.csv").write_text("op\n")
+    result = gpu("--out", str(tmp_path), "--budget", "20", "test", "summary", python=python)
+    assert "no time left of 20 s: test is left out" in result.stdout
+    assert [line.split()[:2] for line in result.stdout.splitlines() if line.endswith(" s") and "left" not in line] == [
+        ["test", "exit"], ["summary", "ok"],
+    ]  # fmt: skip
+    assert (tmp_path / "summary.log").read_text() == f"called with -m plantops.cli bench --summary {tmp_path}\n"
+    sleeping = stub(tmp_path, 'case "$*" in "-m pytest"*) exec sleep 40;; esac')
+    result = gpu("--out", str(tmp_path), "--budget", "31", "test", python=sleeping)
+    assert 5 <= int(result.stdout.split("exit 124")[1].split()[0]) < 20  # cut off when 6 s were left of 31 - 25
+
+
+def test_the_two_short_runs_hold_what_the_claims_need():
+    for name, first in (("first", "quick-conv"), ("second", "bench-losses")):
+        result = gpu("--dry-run", "--budget", "300", name)
+        stages = [line[3:] for line in result.stdout.splitlines() if line.startswith("== ")]
+        assert stages[0] == "build"
+        assert first in stages
+        assert stages[-1] == "summary"
+
+
+def test_without_the_checker_it_says_so(tmp_path: Path):
+    variables = {**os.environ, "PYTHON": stub(tmp_path, "exit 0"), "CUDA_HOME": str(tmp_path), "PATH": "/usr/bin:/bin"}
+    script = ROOT / "benchmarks" / "gpu.sh"
+    command = ["bash", script, "--out", str(tmp_path), "sanitize"]
+    result = subprocess.run(command, capture_output=True, text=True, env=variables)
+    assert "nothing was checked with memcheck" in result.stdout
+    assert "nothing was checked with racecheck" in result.stdout
 
 
 def test_green_tests_let_figures_be_published(tmp_path: Path):
