@@ -19,10 +19,10 @@ struct Division {
   __host__ __device__ int rows() const { return groups * kTile; }
 };
 
-// A pixel of the convolution's output: where its image begins and its window's corner in it.
+// A pixel of the convolution's output: where its image begins in the input, and its window's corner in that image.
 struct Corner {
-  int64_t image;
-  int h, w;
+  int64_t n, image;
+  int out_h, out_w, h, w;
 };
 
 template <class W>
@@ -43,7 +43,10 @@ __global__ void __launch_bounds__(kSumThreads) weight_grad_kernel(const ConvWeig
   const int column = int(blockIdx.x) * division.columns + int(threadIdx.x) % division.columns;
   const bool active = group < division.groups && column < all_columns;
   const bool ones = column == a.channels * taps;
-  const int c = ones ? 0 : column / taps, tap = ones ? 0 : column % taps;
+  // Neighbouring threads read neighbouring channels where these lie side by side, else the taps of one channel.
+  const bool side_by_side = a.input.c == 1, channels_fastest = a.gradient.values.c == 1;
+  const int c = ones ? 0 : side_by_side ? column % a.channels : column / taps;
+  const int tap = ones ? 0 : side_by_side ? column / a.channels : column % taps;
   const int down = tap / g.kernel_w * g.dilation_h, right = tap % g.kernel_w * g.dilation_w;
 
   const int64_t pixels = g.batch * g.out_h * g.out_w;
@@ -52,13 +55,17 @@ __global__ void __launch_bounds__(kSumThreads) weight_grad_kernel(const ConvWeig
   for (int64_t from = begin; from < end; from += kPixels) {
     const int count = end - from < kPixels ? int(end - from) : kPixels;
     __syncthreads();
+    if (int(threadIdx.x) < count) {
+      const Pixel pixel(from + threadIdx.x, g.out_h, g.out_w);
+      corners[threadIdx.x] = {pixel.n, pixel.n * a.input.n, pixel.h, pixel.w, pixel.h * g.stride_h - g.pad_h,
+                              pixel.w * g.stride_w - g.pad_w};
+    }
+    __syncthreads();
     for (int i = int(threadIdx.x); i < count * rows; i += kSumThreads) {
-      const int p = i % count, r = i / count;
-      const Pixel pixel(from + p, g.out_h, g.out_w);
+      const int p = channels_fastest ? i / rows : i % count, r = channels_fastest ? i % rows : i / count;
+      const Corner& at = corners[p];
       gradients[p * rows + r] =
-          row + r < a.rows ? read_gradient<T>(a.gradient, g, pixel.n, a.first + row + r, pixel.h, pixel.w) : W(0);
-      if (r == 0)
-        corners[p] = {pixel.n * a.input.n, pixel.h * g.stride_h - g.pad_h, pixel.w * g.stride_w - g.pad_w};
+          row + r < a.rows ? read_gradient<T>(a.gradient, g, at.n, a.first + row + r, at.out_h, at.out_w) : W(0);
     }
     __syncthreads();
     if (!active) continue;
@@ -74,11 +81,12 @@ __global__ void __launch_bounds__(kSumThreads) weight_grad_kernel(const ConvWeig
     }
   }
   if (!active) return;
-  W* const to = static_cast<W*>(a.workspace) + int64_t(blockIdx.z) * a.rows * all_columns;
+  const int place = ones ? column : c * taps + tap;
+  W* const to = static_cast<W*>(a.workspace) + int64_t(blockIdx.z) * a.rows * all_columns + place;
   PLANTOPS_UNROLL
   for (int k = 0; k < kTile; ++k) {
     const int r = row + group * kTile + k;
-    if (r < a.rows) to[int64_t(r) * all_columns + column] = sums[k];
+    if (r < a.rows) to[int64_t(r) * all_columns] = sums[k];
   }
 }
 
