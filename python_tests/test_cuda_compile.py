@@ -61,5 +61,31 @@ def test_no_stack_and_no_spills(source: Path):
     assert [entry for entry in usage if entry[1:] != ("0", "0", "0")] == []
 
 
+@pytest.mark.timeout(600)
+@pytest.mark.skipif(NVCC is None, reason="nvcc not found: set CUDA_HOME or CUDACXX")
+def test_rows_move_16_bytes_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """An assignment of 16 aligned bytes may be compiled to four of 4: only the machine code shows it."""
+    monkeypatch.syspath_prepend(str(ROOT / "tools"))
+    import kernel_report
+
+    try:
+        kernel_report.tool("nvdisasm")
+    except SystemExit as missing:
+        pytest.skip(str(missing))
+    cubin = tmp_path / "kernels.cubin"
+    command = [str(NVCC), "-std=c++20", "-O3", "-cubin", "-arch=sm_90", "-o", str(cubin)]
+    subprocess.run([*command, str(ROOT / "csrc/cuda/kl_div_logits.cu")], check=True)
+    rows = {name: found for name, found in kernel_report.accesses(cubin) if "any_kernel" not in name}
+    held = {name: found for name, found in rows.items() if "block_kernel" in name and "Lb1" in name}
+    assert len(held) == 2 * 3 * 3  # two ops that hold a row, three types, three sizes of blocks
+    for name, found in held.items():
+        assert any("LDGSTS" in access and "128" in access for access in found), name
+    for name, found in rows.items():
+        if "sum_kernel" in name:
+            continue
+        assert "7Forward" in name or "STG.E.128" in found, name
+        assert name in held or any(access.startswith("LDG.E.128") for access in found), name
+
+
 def test_there_are_kernels():
     assert SOURCES

@@ -70,6 +70,14 @@ def usage(cubin: Path) -> Iterator[tuple[str, int, int, int]]:
         yield name, int(registers), int(stack) + int(local), int(shared)
 
 
+def accesses(cubin: Path) -> Iterator[tuple[str, list[str]]]:
+    """Each kernel's name with the instructions that read and write memory of the device, as in "STG.E.128"."""
+    listing = [tool("nvdisasm"), "-c", str(cubin)]
+    text = subprocess.run(listing, capture_output=True, text=True, check=True).stdout
+    for part in re.split(r"^\.text\.", text, flags=re.MULTILINE)[1:]:
+        yield part[: part.index(":")], re.findall(r"\b(?:LDG|LDGSTS|STG)\.[A-Z0-9.]+", part)
+
+
 def triton_rows(architecture: int, index: int) -> list[Row]:
     """The row of one shipped configuration."""
     import triton

@@ -160,10 +160,12 @@ PLANTOPS_INLINE T negative_infinity() {
   }
 }
 
-// In one access: an assignment may become four of 4 bytes.
+// In one access: compilers make four of 4 bytes of an assignment. On a GPU to memory of the device.
 PLANTOPS_INLINE void write_pack(void* to, const Pack& pack) {
 #if defined(__CUDA_ARCH__)
-  *static_cast<uint4*>(to) = make_uint4(pack.words[0], pack.words[1], pack.words[2], pack.words[3]);
+  asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(to)), "r"(pack.words[0]),
+               "r"(pack.words[1]), "r"(pack.words[2]), "r"(pack.words[3])
+               : "memory");
 #else
   *static_cast<Pack*>(to) = pack;
 #endif
