@@ -95,7 +95,7 @@ def main() -> None:
     parser.add_argument("--only", default="", help="run the penalties whose name contains this text")
     parser.add_argument("--compile", default="hierarchical_squared_group_l", help="torch.compile for these penalties")
     parser.add_argument("--busy", action="store_true", help="for a machine in use: one thread, processor time")
-    parser.add_argument("--out", type=Path, default=RESULTS / "group_sparsity_cpu.csv")
+    parser.add_argument("--out", type=Path, default=RESULTS / "regulariser_cpu.csv")
     options = parser.parse_args()
     torch.set_num_threads(1 if options.busy else options.threads)
     clock = time.process_time if options.busy else time.perf_counter

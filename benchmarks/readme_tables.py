@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
+import adversarial_cifar10
 import paper
 import study
 from harness import RESULTS
@@ -307,7 +308,103 @@ def write(path: Path, tables: Iterable[str]) -> None:
     path.write_text(before + BEGIN + "\n".join(["", *tables, ""]) + END + after)
 
 
+def measured(name: str) -> list[Row]:
+    """The rows of a file that may not be there yet."""
+    return read(name) if (RESULTS / f"{name}.csv").exists() else []
+
+
+def regulariser() -> str:
+    """All ten penalties on ResNet-18's convolutions beside the plain formulas."""
+    rows = read("regulariser_cpu")
+    body = []
+    for penalty, groups in dict.fromkeys((row["penalty"], row["groups"]) for row in rows):
+        found = {row["variant"]: row for row in rows if (row["penalty"], row["groups"]) == (penalty, groups)}
+        ratios = [f"{float(found[name]['over_eager']):.2f}x" for name in ("native", "value_and_grad")]
+        times = [milliseconds(found[name]) for name in ("native", "value_and_grad", "eager")]
+        body.append([f"`{penalty}`", groups, *times, *ratios])
+    header = ["penalty", "groups", "plantops", "value and gradient in one pass", "plain formulas"]
+    header += ["plain / plantops", "plain / one pass"]
+    return (
+        "The regulariser and its gradient on ResNet-18's 17 convolutions (11.0 million weights, float32), milliseconds "
+        "(medians): through autograd, in one pass without it, and the formulas in plain PyTorch. "
+        f"{provenance(rows[0])}. On a GPU: not measured. Raw: `benchmarks/results/regulariser_cpu.csv`.\n\n"
+        + markdown(header, body)
+    )
+
+
+def embedding() -> str:
+    """A step of q-SNE beside scikit-learn's exact method, and the memory of a large fit."""
+    rows, memory = measured("qsne_cpu"), measured("qsne_memory")
+    if not rows:
+        return "A step beside scikit-learn's (`benchmarks/bench_qsne.py`): not measured.\n"
+    body = [
+        [f"{int(row['points']):,}", row["variant"], milliseconds(row), f"{float(row['over_sklearn']):.1f}x"]
+        for row in rows
+    ]
+    text = (
+        "One step (gradient over all pairs, update) in two dimensions, milliseconds (medians); `sklearn` is the exact "
+        "gradient of its t-SNE in float64, `qsne` float32 with P dense, `neighbours` with P over 90 neighbours. "
+        f"{provenance(rows[0])}. On a GPU: not measured. Raw: `benchmarks/results/qsne_cpu.csv`.\n\n"
+        + markdown(["points", "variant", "step", "sklearn / this"], body)
+    )
+    for row in memory:
+        text += (
+            f"\nA fit of {int(row['points']):,} points in 50 dimensions over nearest neighbours takes "
+            f"{float(row['peak_rss_growth_mib']):,.0f} MiB beyond the data's {float(row['data_mib']):.0f} MiB (peak "
+            f"resident memory); a dense P alone would take {4 * int(row['points']) ** 2 / 2**30:.1f} GiB. "
+            f"{provenance(row)}. Raw: `benchmarks/results/qsne_memory.csv`.\n"
+        )
+    return text
+
+
+def pruned() -> str:
+    """Pruning on CIFAR-10, by the loss and by magnitude."""
+    rows = measured("pruning_cifar10_cpu")
+    if not rows:
+        return "Pruning on CIFAR-10 (`benchmarks/pruning_cifar10.py`): not measured.\n"
+    first = rows[0]
+    accuracy, parameters = float(first["test_accuracy"]), int(first["parameters"])
+    body = [
+        [row["network"], f"{int(row['parameters']):,}", f"{100 - 100 * int(row['parameters']) / parameters:.0f} %",
+         f"{int(row['macs']):,}", f"{float(row['test_loss']):.3f}", f"{100 * float(row['test_accuracy']):.2f} %",
+         f"{100 * (accuracy - float(row['test_accuracy'])):+.2f}"]
+        for row in rows
+    ]  # fmt: skip
+    header = ["network", "parameters", "removed", "MACs", "test loss", "test accuracy", "points lost"]
+    return (
+        f"CIFAR-10, WRN-10-1, one seed, {int(first['images']):,} of the training images, {first['epochs']} epochs with "
+        f"`{first['penalty']}` (strength {first['strength']}), filters chosen on {first['samples']} images, "
+        f"{first['finetune_epochs']} epochs of fine-tuning under the unpruned network; 10,000 official test images. "
+        "The publication removes more than 50 % of a larger ResNet's parameters for 0.3 points after 100 epochs on all "
+        f"images: not the same experiment. {provenance(first)}. Raw: `benchmarks/results/pruning_cifar10_cpu.csv`.\n\n"
+        + markdown(header, body)
+    )
+
+
+def distilled() -> str:
+    """Adversarial beside plain distillation."""
+    rows = measured("adversarial_cifar10_cpu")
+    if not rows:
+        return "On CIFAR-10 at reduced size (`benchmarks/adversarial_cifar10.py`): not measured.\n"
+    lines = adversarial_cifar10.summary([
+        {**row, **{name: float(row[name]) for name in ("test_loss", "test_accuracy")}} for row in rows
+    ])  # fmt: skip
+    student, teacher = (next(row for row in rows if row["row"] == name) for name in ("ce", "teacher"))
+    return (
+        f"CIFAR-10 at reduced size: students {student['widths']} ({student['epochs']} epochs) from teachers "
+        f"{teacher['widths']} ({teacher['epochs']} epochs), batch norm, no augmentation, lr 0.1, `--schedule tenths`; "
+        f"means over {lines[0]['seeds']} seeds with the smallest and the largest, test accuracy in percent, beside the "
+        f"published figures of other networks after 200 epochs. {provenance(student)}. "
+        "Raw: `benchmarks/results/adversarial_cifar10_cpu.csv`.\n\n"
+        + markdown(list(lines[0]), [[str(value) for value in line.values()] for line in lines])
+    )
+
+
 def main() -> None:
+    for page, tables in (
+        ("group_sparsity", regulariser), ("qsne", embedding), ("pruning", pruned), ("adversarial", distilled)
+    ):  # fmt: skip
+        write(ROOT / "docs" / f"{page}.md", (tables(),))
     reduced = published("paper_cifar10_reduced", REDUCED)
     write(ROOT / "README.md", (convolution(), losses(), training(), sweep(), gpu(), search(), reduced, coverage()))
     write(ROOT / "docs" / "search.md", (factors(), reduced, published("paper_cifar10_0.1_reduced", SMALL)))
