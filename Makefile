@@ -20,12 +20,13 @@ help:
 $(VENV)/torch.stamp:
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) --upgrade pip
-	$(PIP) "setuptools>=77" wheel cmake ninja pybind11 "$(TORCH)" numpy safetensors
+# torchvision, whose networks the tests grow, in one step with torch, so that the two fit.
+	$(PIP) "setuptools>=77" wheel cmake ninja pybind11 "$(TORCH)" "torchvision>=0.26" numpy safetensors
 	@touch $@
 
 # Recompiled when a kernel or the build changes; the Python sources are used in place.
 $(VENV)/build.stamp: $(VENV)/torch.stamp $(SOURCES)
-	PATH="$(abspath $(VENV))/bin:$$PATH" $(PIP) --no-build-isolation --editable ".[cli,data,plots,tensorboard,bench,dev]"
+	PATH="$(abspath $(VENV))/bin:$$PATH" $(PIP) --no-build-isolation --editable ".[cli,vision,data,plots,tensorboard,onnx,bench,dev]"
 	@touch $@
 
 setup: $(VENV)/build.stamp

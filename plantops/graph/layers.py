@@ -6,6 +6,8 @@ from torch import fx, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils import parametrize
 
+from plantops.graph import rules
+
 PLANTABLE: tuple[type[nn.Module], ...] = (
     nn.Conv1d,
     nn.Conv2d,
@@ -51,7 +53,7 @@ class Layers:
         """Why no block can be planted beside the weight of layer ``name``; None when one can."""
         module = self.modules[name]
         if parametrize.is_parametrized(module):
-            return f"{name} is parametrised: remove it with torch.nn.utils.parametrize.remove_parametrizations"
+            return rules.parametrised(name)
         if type(module) not in PLANTABLE:
             return f"{name} is a {type(module).__name__}; only {_names()} (not subclasses) can grow"
         weight = module._parameters.get("weight")
@@ -69,8 +71,6 @@ class Layers:
             return f"{name} keeps no running statistics, so it cannot be held fixed"
         if isinstance(module, nn.modules.instancenorm._InstanceNorm) and module.track_running_stats:
             return f"{name} is an instance norm with running statistics"
-        if parametrize.is_parametrized(module):
-            return f"{name} is parametrised: remove it with torch.nn.utils.parametrize.remove_parametrizations"
         return self.sharing_problem(name)
 
     def sharing_problem(self, name: str) -> str | None:

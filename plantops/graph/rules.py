@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import fx, nn
+from torch.nn.utils import parametrize
 
 # One value in, one value out, the same function for every channel.
 POINTWISE_MODULES: frozenset[type[nn.Module]] = frozenset(
@@ -112,6 +113,11 @@ def joined(node: fx.Node) -> str:
     return _JOINS.get(node.target, f"it is joined in {step_name(node)} with")
 
 
+def parametrised(name: str) -> str:
+    """Why a parametrised layer cannot grow."""
+    return f"{name} is parametrised: remove it with torch.nn.utils.parametrize.remove_parametrizations"
+
+
 def reason_not_followed(node: fx.Node, module: nn.Module | None) -> str:
     """Why a producer whose channels reach ``node`` cannot grow, in plain words."""
     if module is None:
@@ -119,6 +125,8 @@ def reason_not_followed(node: fx.Node, module: nn.Module | None) -> str:
             return f"{step_name(node)} normalises over its channels, so new ones would change the old"
         return f"its channels go through {step_name(node)}, which trace does not follow"
     kind = type(module).__name__
+    if parametrize.is_parametrized(module):
+        return parametrised(str(node.target))
     if isinstance(module, (nn.LayerNorm, nn.LocalResponseNorm, nn.RMSNorm)):
         return f"{node.target} ({kind}) normalises over its channels, so new ones would change the old"
     if isinstance(module, (nn.Softmax, nn.Softmax2d, nn.LogSoftmax, nn.Softmin)):

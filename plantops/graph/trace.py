@@ -68,8 +68,8 @@ def trace(
 
     Raises:
         TypeError: ``model`` is not a module.
-        ValueError: the model is wrapped (DataParallel, DistributedDataParallel, torch.compile, torch.jit), contains
-            planted layers, or does not accept ``example_inputs``; a group does not fit the model.
+        ValueError: the model is wrapped (DataParallel, DistributedDataParallel, FSDP, torch.compile, torch.jit),
+            contains planted layers, or does not accept ``example_inputs``; a group does not fit the model.
     """
     check_plain(model)
     positional, keywords = arguments(example_inputs, example_kwargs)
@@ -98,6 +98,8 @@ def check_plain(model: nn.Module) -> None:
             raise ValueError(f"{where} is compiled: use {where}._orig_mod, and compile the planted model again")
         if kind.startswith("FullyShardedDataParallel"):
             raise ValueError(f"{where} is wrapped in {kind}: plant the module before it is sharded")
+        if any(base.__name__ == "FSDPModule" for base in type(module).__mro__):
+            raise ValueError(f"{where} is sharded by fully_shard: plant the module before it is sharded")
         if isinstance(module, torch.jit.ScriptModule):
             raise ValueError(f"{where} is a TorchScript module: use the Python module that it was made from")
         if hasattr(module, "planted_out") or hasattr(module, "weight_out"):

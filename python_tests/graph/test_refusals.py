@@ -1,12 +1,16 @@
 """Whatever cannot be proved to grow is refused, layer by layer, with a reason in plain words."""
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.nn.utils import parametrizations, spectral_norm
+from torch.distributed.fsdp import fully_shard
+from torch.nn.utils import parametrizations, parametrize, spectral_norm
 
-from plantops.graph import trace
+from plantops.graph import Group, trace
+from plantops.planting.plant import plant
 
 
 class Net(nn.Module):
@@ -21,6 +25,18 @@ class Net(nn.Module):
 
     def forward(self, x):
         return self.way(self, x)
+
+
+class Scaled(nn.Conv2d):
+    """A convolution of the user's own, kept whole by the tracer because of where it says it is from."""
+
+    __module__ = "torch.nn.modules.conv"
+
+
+def parametrised_norm():
+    norm = nn.BatchNorm2d(4)
+    parametrize.register_parametrization(norm, "weight", nn.Identity())
+    return norm
 
 
 def reasons(way, **modules):
@@ -297,6 +313,97 @@ WAYS = {
         lambda n, x: n.fc(((y := n.a(x).flatten(2)) @ y.transpose(1, 2)).mean(1)),
         {"a": "its channels go through matmul, which trace does not follow"},
     ),
+    "read by no layer": (
+        lambda n, x: n.fc(pooled(x[:, :1]).expand(-1, 4)) + (0 * n.a(x).detach().size(0)),
+        {"a": "its channels go through detach"},
+    ),
+    "not used": (
+        lambda n, x: (n.a(x), n.fc(pooled(n.b(x[:, [0, 1, 2, 0]]))))[1],
+        {"a": "its output is not used"},
+    ),
+    "no layer behind": (
+        lambda n, x: (n.a(x).relu(), n.fc(pooled(n.b(x[:, [0, 1, 2, 0]]))))[1],
+        {"a": "no layer reads its channels"},
+    ),
+    "complex weights": (
+        lambda n, x: n.fc(pooled(n.a(x.to(torch.complex64)).abs())),
+        {"a": "the weight of a is torch.complex64; only real floating-point weights can grow"},
+        {"a": nn.Conv2d(3, 4, 3, dtype=torch.complex64)},
+    ),
+    "not one kind of convolution": (
+        lambda n, x: n.fc(pooled(n.lazy(x))),
+        {"lazy": "lazy is a Scaled; only Conv1d, Conv2d"},
+        {"lazy": Scaled(3, 4, 1)},
+    ),
+    "channels as a sequence": (
+        lambda n, x: n.fc(n.seq(pooled(n.a(x)).unsqueeze(1)).squeeze(1)),
+        {"a": "seq is a convolution over features that are not channels of an image"},
+        {"seq": nn.Conv1d(1, 1, 3, padding=1)},
+    ),
+    "without a batch": (
+        lambda n, x: n.fc(n.b(n.a(x[0])).mean((1, 2))),
+        {"a": "it gives [4, 4, 4] instead of a batch [N, C, H, W]", "b": "instead of a batch"},
+    ),
+    "norm over tokens": (
+        lambda n, x: n.fc(n.norm(n.a(x).flatten(2).transpose(1, 2)).mean(1)),
+        {"a": "norm normalises dimension 1, its channels are the last"},
+        {"norm": nn.BatchNorm1d(16)},
+    ),
+    "slopes over tokens": (
+        lambda n, x: n.fc(n.slopes(n.a(x).flatten(2).transpose(1, 2)).mean(1)),
+        {"a": "slopes has slopes for dimension 1, its channels are the last"},
+        {"slopes": nn.PReLU(16)},
+    ),
+    "shared slopes": (
+        lambda n, x: n.fc(pooled(n.slopes(n.a(x)))) * n.slopes.weight.sum(),
+        {"a": "a parameter of slopes is read directly in the forward"},
+        {"slopes": nn.PReLU(4)},
+    ),
+    "parametrised norm": (
+        lambda n, x: n.fc(pooled(n.norm(n.a(x)))),
+        {"a": "norm is parametrised"},
+        {"norm": parametrised_norm()},
+    ),
+    "local response norm": (
+        lambda n, x: n.fc(pooled(n.norm(n.a(x)))),
+        {"a": "norm (LocalResponseNorm) normalises over its channels"},
+        {"norm": nn.LocalResponseNorm(2)},
+    ),
+    "layer norm as a function": (
+        lambda n, x: n.fc(F.layer_norm(pooled(n.a(x)), (4,))),
+        {"a": "layer_norm normalises over its channels"},
+    ),
+    "sum along another dimension": (
+        lambda n, x: n.fc(pooled((y := n.a(x)) + n.b(y).transpose(1, 2))),
+        {"b": "it is added to a tensor whose channels lie in another dimension"},
+    ),
+    "concatenated with channels elsewhere": (
+        lambda n, x: n.fc(pooled(torch.cat([n.a(x), n.b(n.a(x)).transpose(1, 2)], 1))),
+        {"b": "it is concatenated with a tensor whose channels lie in another dimension"},
+        {"fc": nn.Linear(8, 2)},
+    ),
+    "concatenated along the height": (
+        lambda n, x: n.fc(pooled(torch.cat([n.a(x), x[:, [0, 1, 2, 0]]], 2))),
+        {"a": "it is concatenated, along another dimension, with a tensor that cannot grow"},
+    ),
+    "expanded": (
+        lambda n, x: n.fc(pooled(n.a(x).expand(2, 4, 4, 4))),
+        {"a": "expand expands it to literal sizes, which need not fit once it has grown"},
+    ),
+    "expanded elsewhere": (
+        lambda n, x: n.fc(pooled((y := n.a(x)).unsqueeze(-1).expand(-1, -1, -1, -1, y.shape[1]).sum(-1))),
+        {"a": "number of channels is read"},
+    ),
+    "flattened behind the positions": (
+        lambda n, x: n.fc(n.a(x).permute(0, 2, 3, 1).flatten(1)),
+        {"a": "flatten flattens its features together with other dimensions"},
+        {"fc": nn.Linear(64, 2)},
+    ),
+    "a number of parts that is computed": (
+        lambda n, x: n.fc(pooled(n.a(x).chunk(x.shape[1] - 1, 1)[0])),
+        {"a": "chunk splits it into a number of parts that the forward computes"},
+        {"fc": nn.Linear(2, 2)},
+    ),
     "two outputs": (lambda n, x: {"logits": n.fc(pooled(y := n.a(x))), "features": y}, {"a": "the model's output"}),
 }
 
@@ -340,6 +447,18 @@ def test_functional_dropout_that_is_always_on():
     assert "calls dropout as a function that is on in eval() too" in found["a"]
 
 
+def test_functional_batch_norm_that_is_always_on():
+    found = reasons(lambda n, x: n.fc(pooled(F.batch_norm(n.a(x), None, None, training=True))))
+    assert "calls batch_norm as a function that is on in eval() too" in found["a"]
+
+
+def test_layers_of_a_site_that_a_group_took():
+    net = Net(lambda n, x: n.fc(pooled(n.a(x) + n.b(n.a(x)))))
+    plan = trace(net, torch.zeros(2, 3, 4, 4), groups=[Group(["b"], ["fc"])])
+    assert list(plan) == ["b"]
+    assert plan.refusals["a"] == "its channels grow only with layers that a group named by hand has taken"
+
+
 def test_control_flow_on_values_refuses_every_layer():
     found = reasons(lambda n, x: n.fc(pooled(n.a(x) if x.sum() > 0 else n.b(n.a(x)))))
     assert set(found) == {"a", "b", "fc"}
@@ -355,8 +474,28 @@ def test_wrapped_models_say_how_to_do_it_right():
         trace(torch.compile(plain, backend="eager"), x)
     with pytest.raises(ValueError, match=r"model\.0 is compiled: use model\.0\._orig_mod"):
         trace(nn.Sequential(torch.compile(plain, backend="eager")), x)
+    with pytest.raises(ValueError, match="model is a TorchScript module: use the Python module that it was made from"):
+        trace(torch.jit.trace(plain, x), x)
     with pytest.raises(TypeError, match=r"must be a torch\.nn\.Module, got function"):
         trace(lambda y: y, x)
+
+
+def test_models_that_are_spread_over_processes_say_how_to_do_it_right():
+    x = torch.zeros(1, 3, 4, 4)
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        plain = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 1))
+        with pytest.raises(ValueError, match=r"is wrapped in DistributedDataParallel: use model\.module, and wrap the"):
+            trace(nn.parallel.DistributedDataParallel(plain), x)
+        plan = trace(plain, x)
+        with pytest.raises(ValueError, match=r"model\.0 is wrapped in DistributedDataParallel: use model\.0\.module"):
+            plant(nn.Sequential(nn.parallel.DistributedDataParallel(plain)), plan["0"], 1)
+        mesh = torch.distributed.init_device_mesh("cpu", (1,))
+        sharded = fully_shard(copy.deepcopy(plain), mesh=mesh)
+        with pytest.raises(ValueError, match="model is sharded by fully_shard: plant the module before it is sharded"):
+            trace(sharded, x)
+    finally:
+        torch.distributed.destroy_process_group()
 
 
 def test_wrong_example_inputs():

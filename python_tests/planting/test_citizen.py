@@ -61,7 +61,7 @@ def test_a_merged_model_exports_without_our_ops():
     torch.testing.assert_close(program.module()(images()), merged(images()))
 
 
-GROWN = ("dense", "gate", "grouped in blocks", "volume")
+GROWN = ("dense", "gate", "grouped in blocks", "volume", "gated in groups", "cross stage", "pixel shuffle")
 
 
 def grown(name):
@@ -83,7 +83,7 @@ def test_grown_structures_are_exported_and_compiled(name):
     torch.testing.assert_close(compiled(WIDE), expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["dense", "grouped in blocks"])
+@pytest.mark.parametrize("name", ["dense", "grouped in blocks", "gated in groups"])
 def test_grown_structures_run_in_onnxruntime(name, tmp_path):
     runtime = pytest.importorskip("onnxruntime")
     onnx = pytest.importorskip("onnx")
@@ -96,6 +96,38 @@ def test_grown_structures_run_in_onnxruntime(name, tmp_path):
     session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     (output,) = session.run(None, {session.get_inputs()[0].name: WIDE.numpy()})
     torch.testing.assert_close(torch.from_numpy(output), planted(WIDE).detach(), rtol=1e-4, atol=1e-4)
+
+
+def test_layers_that_reorder_keep_hooks_modes_and_memory_format():
+    net = network("cross stage").to(memory_format=torch.channels_last).train()
+    seen = []
+    handle = net.a.register_forward_hook(lambda module, args, output: seen.append(output.shape[1]))
+    net.f.eval()
+    modes = [module.training for module in net.modules()]
+    x = WIDE.double().to(memory_format=torch.channels_last)
+    planted = plant(net, trace(net, x), {"a": 4, "b": 1, "d": 1, "f": 1}, inplace=True, generator=seeded(1))
+    planted(x)
+    merged = merge(planted, inplace=True)
+    merged(x)
+    handle.remove()
+    merged(x)
+    assert seen == [12, 12]
+    assert [module.training for module in merged.modules()] == modes
+    assert all(
+        layer.weight.is_contiguous(memory_format=torch.channels_last) for layer in (merged.a, merged.c, merged.f)
+    )
+
+
+def test_a_model_compiled_in_place_follows():
+    torch.compiler.reset()
+    net = network("permuted").float().eval()
+    net.compile(backend="eager")
+    expected = net(WIDE)
+    plan = trace(net, WIDE)
+    plant(net, plan["a"], 2, "kaiming", inplace=True, generator=seeded(1))
+    planted = net(WIDE)
+    assert not torch.equal(planted, expected)
+    torch.testing.assert_close(merge(net, inplace=True)(WIDE), planted)
 
 
 def test_growing_again_and_again_piles_nothing_up_and_stays_compiled():

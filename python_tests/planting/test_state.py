@@ -13,7 +13,8 @@ from python_tests.planting.networks import seeded
 from python_tests.planting.structures import STRUCTURES, network
 
 X = torch.randn(4, 2, 8, 8, generator=seeded(3), dtype=torch.float64)
-NAMES = ("residual", "dense", "grouped", "group norm", "slopes", "transposed", "perceptron block", "linear gate")
+NAMES = ("residual", "dense", "grouped", "group norm", "slopes", "transposed", "perceptron block", "linear gate",
+         "gated in groups", "cross stage", "pixel shuffle")  # fmt: skip
 
 
 def grown(name):
