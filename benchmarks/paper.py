@@ -22,7 +22,7 @@ from harness import RESULTS, table, write_csv
 from runs import Job, finish, row_of
 
 from plantops._cli.mistakes import INTERRUPTED
-from plantops.train.run import RunError
+from plantops.train.run import RunError, read_run
 
 PUBLISHED: dict[str, dict[str, tuple[int, float, float]]] = {
     "cifar10": {
@@ -106,7 +106,9 @@ def jobs(args: argparse.Namespace) -> list[Job]:
     for seed in range(args.seeds):
         common = [*data, "--seed", str(seed)]
         teacher, after = args.teacher, None
-        if teacher is None:
+        if teacher is not None:  # its training part is that of all
+            common += ["--split-seed", str(read_run(teacher).config["seed"])]
+        else:
             after = f"teacher-{seed}"
             own = ["teacher", *common, "--width", str(TEACHER_WIDTHS[args.dataset]), *size.teacher]
             found.append(Job(after, "teacher", seed, tuple(own), "teacher"))

@@ -61,7 +61,7 @@ def jobs(args: argparse.Namespace) -> dict[tuple[str, str], list[Job]]:
     """The runs of each (factor, level); ("base", "") is the base."""
     base = [*BASE[args.dataset].split(), *args.base.split()]
     data = ["--data", args.dataset, *(["--data-root", args.data_root] if args.data_root else [])]
-    data += ["--device", args.device, "--no-report"]
+    data += ["--device", args.device, "--no-report", "--split-seed", str(read_run(args.teacher).config["seed"])]
     factors = TOY if args.dataset == "digits" else FACTORS
     wanted = args.factors.split(",") if args.factors else list(factors)
     unknown = [name for name in wanted if name not in factors]

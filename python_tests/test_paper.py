@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from plantops.models import count_parameters, planting_net
+from plantops.train.run import read_run
 
 pytest.importorskip("tyro")
 pytest.importorskip("sklearn")
@@ -90,13 +91,17 @@ def test_a_teacher_that_is_there_and_a_part_of_the_images(
     stopped_and_taken_up: tuple[Path, str], tmp_path: Path
 ) -> None:
     teacher = stopped_and_taken_up[0] / "runs" / "teacher-0"
-    few = ("--teacher", str(teacher), "--train-fraction", "0.2", "--presets", "default")
+    few = ("--teacher", str(teacher), "--train-fraction", "0.2", "--presets", "default", "--seeds", "2")
     done = call(tmp_path, *few)
     assert done.returncode == 0, done.stdout + done.stderr
     rows = rows_of(tmp_path, "paper_digits_0.2")
-    assert [row["row"] for row in rows] == ["teacher", *ROWS[1:3], "planted-default"]
+    assert [row["row"] for row in rows] == ["teacher", *2 * [*ROWS[1:3], "planted-default"]]
     assert rows[0]["test_loss"] == rows_of(stopped_and_taken_up[0])[0]["test_loss"]
     assert all('"train_fraction": 0.2' in row["config"] for row in rows[1:])
+    # Other seeds, the split of the one teacher.
+    parts = [read_run(tmp_path / "runs" / f"uniform-3-ce-{seed}").of("part") for seed in (0, 1)]
+    assert [part["fingerprint"] for part in parts[0]] == [part["fingerprint"] for part in parts[1]]
+    assert len({row["test_loss"] for row in rows}) == 7
 
 
 def test_published_parameters_are_those_of_the_networks(paper: Any) -> None:

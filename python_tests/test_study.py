@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from plantops.train.run import Run
+
 pytest.importorskip("tyro")
 pytest.importorskip("sklearn")
 pytest.importorskip("matplotlib")
@@ -61,11 +63,20 @@ def test_a_study_is_runs_and_a_table(tmp_path: Path) -> None:
     assert "1/6" not in again.stdout  # nothing is trained again
 
 
-def test_levels_change_the_base_and_nothing_else(study: Any) -> None:
-    args = study.arguments(["--teacher", "T", "--resume", "R", "--base", "--channels 16", "--seeds", "3"])
+@pytest.fixture
+def taught(tmp_path: Path) -> Path:
+    """The run of a teacher, as far as it matters here."""
+    with Run.create(tmp_path / "teacher", {"seed": 4}):
+        return tmp_path / "teacher"
+
+
+def test_levels_change_the_base_and_nothing_else(study: Any, taught: Path) -> None:
+    args = study.arguments(["--teacher", str(taught), "--resume", "R", "--base", "--channels 16", "--seeds", "3"])
     found = study.jobs(args)
     base = found["base", ""][0].arguments
     assert len(found["base", ""]) == 3
+    splits = [job.arguments[job.arguments.index("--split-seed") + 1] for job in found["base", ""]]
+    assert splits == ["4"] * 3
     assert ("channels", "16") not in found  # the base
     for (factor, level), (job, *_) in found.items():
         if factor != "base":
@@ -85,7 +96,7 @@ def test_differences_are_to_the_base_of_the_same_seeds(study: Any) -> None:
     assert (other["held-out loss"], other["to the base"]) == (0.9, "-0.1000")
 
 
-def test_an_unknown_factor_is_named(study: Any) -> None:
-    args = study.arguments(["--teacher", "T", "--resume", "R", "--factors", "luck"])
+def test_an_unknown_factor_is_named(study: Any, taught: Path) -> None:
+    args = study.arguments(["--teacher", str(taught), "--resume", "R", "--factors", "luck"])
     with pytest.raises(SystemExit, match=r"--factors must be of .*; got 'luck'"):
         study.jobs(args)

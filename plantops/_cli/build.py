@@ -36,7 +36,7 @@ def load_parts(options: DataOptions, seed: int, device: torch.device) -> DataPar
             options.data_root,
             val_fraction=options.val_fraction,
             train_fraction=options.train_fraction,
-            seed=seed,
+            seed=seed if options.split_seed is None else options.split_seed,
             image_size=options.image_size,
             download=options.download,
         )

@@ -32,6 +32,8 @@ class DataOptions:
     """Let torchvision fetch CIFAR or STL-10 when the files are not there."""
     val_fraction: float = 0.1
     """Share of the training part that is held out to select."""
+    split_seed: int | None = None
+    """Of the held-out split; default: the seed. Runs of several seeds under one teacher need its own split."""
     train_fraction: float = 1.0
     """Share of what is left that trains; 0.1 is a case of small data."""
     image_size: int | None = None
