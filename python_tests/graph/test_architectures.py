@@ -1,5 +1,7 @@
 """Small members of well-known families, built here: traced, sites found, and growing them keeps every promise."""
 
+import time
+
 import pytest
 import torch
 
@@ -83,3 +85,18 @@ def test_architecture(name):
     sites = list(plan.values())
     tried = [sites[len(sites) // 2], sites[-1]]
     assert verify(model, tried, x) == {site.name: None for site in tried}
+
+
+@pytest.mark.parametrize(("name", "sites", "limit"), [("resnet50", 37, 5), ("densenet121", 120, 10)])
+def test_tracing_takes_seconds(name, sites, limit, capsys):
+    """Of one core's time, at full size, without the verification of the sites."""
+    with torch.device("meta"):
+        model = getattr(models, name)()
+    model, x = model.to_empty(device="cpu"), torch.zeros(1, 3, 224, 224)
+    start = time.process_time()
+    plan = trace(model, x)
+    seconds = time.process_time() - start
+    with capsys.disabled():
+        print(f"\n{name}: {len(plan)} sites traced in {seconds:.2f} s of processor time")
+    assert len(plan) == sites
+    assert seconds < limit
