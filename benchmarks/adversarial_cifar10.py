@@ -28,11 +28,14 @@ from plantops.train.run import RunError
 PUBLISHED = {"teacher": 95.81, "ce": 92.54, "kd-5": 92.98, "adversarial": 93.91}
 """Test accuracy in percent, WRN-10-4 from WRN-40-10 after 200 epochs: Xu, Hsu, Huang, arXiv 1709.00513."""
 TEMPERATURES = (1, 2, 5, 10)
-SIZES = {
-    "cifar10": {"teacher_width": 32, "teacher_epochs": 4, "width": 8, "epochs": 4},
-    "digits": {"teacher_width": 4, "teacher_epochs": 2, "width": 3, "epochs": 1},
+SIZES: dict[str, dict[str, Any]] = {
+    "cifar10": {"teacher_width": 32, "teacher_epochs": 8, "width": 8, "epochs": 8, "train_fraction": 0.2},
+    "digits": {"teacher_width": 4, "teacher_epochs": 2, "width": 3, "epochs": 1, "train_fraction": 1.0},
 }
-RECIPE = ("--batch-norm", "--lr", "0.1", "--schedule", "tenths", "--weight-decay", "1e-4", "--batch-size", "128")
+RECIPE = (
+    *("--batch-norm", "--lr", "0.1", "--schedule", "tenths", "--weight-decay", "1e-4", "--batch-size", "128"),
+    *("--crop", "0", "--no-flip", "--val-fraction", "0.02"),
+)
 """As published, where it does not cost time: no augmentation here, so the teacher's logits are computed once."""
 
 
@@ -40,6 +43,7 @@ def jobs(args: argparse.Namespace) -> list[Job]:
     """The teacher of every seed, then its students."""
     size = {name: getattr(args, name) or default for name, default in SIZES[args.dataset].items()}
     data = ["--data", args.dataset, *(["--data-root", args.data_root] if args.data_root else [])]
+    data += ["--train-fraction", str(size["train_fraction"])]
     losses = {"ce": ["--loss", "ce"]}
     losses |= {f"kd-{t}": ["--loss", "kd", "--temperature", str(t), "--alpha", "0.9"] for t in TEMPERATURES}
     losses["adversarial"] = ["--loss", "adversarial"]
@@ -91,6 +95,7 @@ def arguments(given: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=3)
     for name in ("teacher_width", "teacher_epochs", "width", "epochs"):
         parser.add_argument(f"--{name.replace('_', '-')}", type=int)
+    parser.add_argument("--train-fraction", type=float)
     parser.add_argument("--minutes", type=float, help="stop after so many minutes; call again to go on")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--out", type=Path, help="the CSV file; default: beside the other results")
