@@ -171,12 +171,14 @@ class Learner:
             parameter: {name: value.clone() for name, value in own.items() if isinstance(value, Tensor)}
             for parameter, own in self._optimizer.state.items()
         }
-        yield
-        for parameter, own in self._optimizer.state.items():
-            for name, value in own.items():
-                if isinstance(value, Tensor):
-                    value.copy_(before[parameter][name] if parameter in before else torch.zeros_like(value))
-        self.forget_gradients()
+        try:
+            yield
+        finally:
+            for parameter, own in self._optimizer.state.items():
+                for name, value in own.items():
+                    if isinstance(value, Tensor):
+                        value.copy_(before[parameter][name] if parameter in before else torch.zeros_like(value))
+            self.forget_gradients()
 
     def forget_gradients(self) -> None:
         """Give back the memory of the gradients."""

@@ -103,8 +103,9 @@ def trained(search: Planter, sweep: Any, sites: list[str] | None = None) -> Trai
     ends, begins = [], []
     for candidate, start in zip(candidates, starts, strict=True):
         blocks = around.session.tensors(candidate.key)
-        ends.append(torch.cat([tensor.double().flatten() for tensor in blocks.values()]))
-        begins.append(torch.cat([start[name].flatten() for name in blocks]))
+        names = sorted(blocks)
+        ends.append(torch.cat([blocks[name].double().flatten() for name in names]))
+        begins.append(torch.cat([start[name].flatten() for name in names]))
     return candidates, begins, ends
 
 

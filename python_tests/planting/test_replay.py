@@ -1,6 +1,7 @@
 """Steps that are captured and replayed train as steps that are run: by CUDA graphs, or by what stands in for them."""
 
 import gc
+import time
 import weakref
 from pathlib import Path
 from typing import Any
@@ -73,7 +74,7 @@ def test_replayed_steps_of_other_kinds(
 def test_a_search_that_goes_on_from_a_checkpoint_has_the_bits_of_one_that_was_not_stopped(
     graphs: list[RecordedGraphs], tmp_path: Path
 ) -> None:
-    search = {"kind": "normed", "crop": 1, "flip": True, "epochs": 4, "optimizer": "adamw"}
+    search = {"kind": "normed", "crop": 1, "epochs": 3, "optimizer": "adamw", "batch_size": 20}
     _, _, whole = trained(planter(**search), one_pass.sweep_shared)
     with Run.create(tmp_path / "run", {}) as run:
         stopped = planter(run=run, **search)
@@ -232,3 +233,48 @@ def test_memory_comes_back_between_rounds() -> None:
         torch.cuda.empty_cache()
         held.append(torch.cuda.memory_reserved())
     assert held[-1] <= held[1]
+
+
+@on_a_gpu
+def test_a_second_round_captures_in_under_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is compiled again for it; warming up counts."""
+    spent: list[float] = []
+
+    def timed(method: Any) -> Any:
+        def call(self: CudaGraphs, step: Any) -> Any:
+            torch.cuda.synchronize()
+            began = time.perf_counter()
+            result = method(self, step)
+            torch.cuda.synchronize()
+            spent.append(time.perf_counter() - began)
+            return result
+
+        return call
+
+    for name in ("warm_up", "capture"):
+        monkeypatch.setattr(CudaGraphs, name, timed(getattr(CudaGraphs, name)))
+    search = planter("chain", epochs=1, device="cuda")
+    trained(search, one_pass.sweep_shared)
+    search.around.session._finished.clear()
+    spent.clear()
+    trained(search, one_pass.sweep_shared)
+    assert len(spent) == 6  # two sizes of a batch and the held-out part
+    assert sum(spent) < 1.0
+
+
+@on_a_gpu
+def test_more_candidates_than_branches() -> None:
+    graphs = CudaGraphs(torch.device("cuda"))
+    total = torch.zeros(20, device="cuda")
+
+    def step() -> None:
+        with graphs.branches(20) as branches:
+            for place, branch in enumerate(branches):
+                with branch:
+                    total[place] += place
+
+    replay = graphs.capture(step)
+    replay()
+    replay()
+    assert torch.equal(total.cpu(), 2.0 * torch.arange(20))
+    graphs.close()

@@ -15,6 +15,10 @@ WARM_UP = 2
 """Steps in front of a capture: kernels are compiled and chosen, workspaces and optimizer state made."""
 
 
+MOST_BRANCHES = 8
+"""Work of more branches follows that of earlier ones: what goes on at the same time holds memory at the same time."""
+
+
 class Graphs(Protocol):
     """What captures steps. A captured step reads and writes the tensors that it met when it was captured."""
 
@@ -54,9 +58,10 @@ class CudaGraphs:
         current.wait_stream(self._stream)
 
     def capture(self, step: Step) -> Step:
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
-            step()
+        with torch.cuda.device(self._device):
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
+                step()
         self._pool = graph.pool()
         self._graphs.append(graph)
         return graph.replay
@@ -64,12 +69,12 @@ class CudaGraphs:
     @contextlib.contextmanager
     def branches(self, count: int) -> Iterator[Branches]:
         current = torch.cuda.current_stream(self._device)
-        while len(self._side) < count:
+        while len(self._side) < min(count, MOST_BRANCHES):
             self._side.append(torch.cuda.Stream(self._device))
-        streams = self._side[:count]
+        streams = self._side[: min(count, MOST_BRANCHES)]
         for stream in streams:
             stream.wait_stream(current)
-        yield [torch.cuda.stream(stream) for stream in streams]
+        yield [torch.cuda.stream(streams[place % len(streams)]) for place in range(count)]
         for stream in streams:
             current.wait_stream(stream)
 
@@ -104,8 +109,8 @@ class Captured:
     def run(self, name: object, step: Step) -> None:
         """``step``, which does the same to the same tensors whenever ``name`` is the same."""
         if self._capturing and name not in self._replays:
-            self._graphs.warm_up(lambda: self._rehearse(step))
             try:
+                self._graphs.warm_up(lambda: self._rehearse(step))
                 self._replays[name] = self._graphs.capture(step)
             except RuntimeError as reason:
                 self._capturing = False

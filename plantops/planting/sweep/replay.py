@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from plantops.planting.sweep.graphs import Captured, Graphs
-from plantops.planting.sweep.train import Features, Member, SweepTrainer
+from plantops.planting.sweep.train import Features, Member, SweepTrainer, in_turn
 from plantops.train.data import ImageData
 from plantops.train.loop import EVAL_BATCH, Feed
 from plantops.train.recipe import Recipe
@@ -39,7 +39,7 @@ class ReplayedTrainer(SweepTrainer):
 
     Args:
         graphs: what captures.
-        refused: told why, when a step cannot be captured; steps are then run.
+        refused: told why, when a step cannot be captured; steps are then run, and candidates in turn.
         members, feed, recipe, features, val, val_features, close: as for ``SweepTrainer``.
     """
 
@@ -58,7 +58,8 @@ class ReplayedTrainer(SweepTrainer):
     ) -> None:
         super().__init__(members, feed, recipe, features, val, val_features, close)
         self._branches = graphs.branches
-        self._captured = Captured(graphs, self._rehearsal, refused)
+        self._captured = Captured(graphs, self._rehearsal, self._run_in_turn)
+        self._refused = refused
         self._static = StaticFeed(feed)
         self._part = None if self._val is None else StaticPart(self._val, EVAL_BATCH, recipe.channels_last)
 
@@ -67,9 +68,9 @@ class ReplayedTrainer(SweepTrainer):
         self._captured.forget()
 
     def close(self) -> None:
-        self._captured.forget()
         for learner in self._learners:
             learner.forget_gradients()
+        self._captured.forget()
         super().close()
 
     def steps(self, epoch: int) -> Iterator[None]:
@@ -81,6 +82,10 @@ class ReplayedTrainer(SweepTrainer):
                 feed.batch_done(place + 1, feed.steps)
             yield
         static.end(epoch)
+
+    def _run_in_turn(self, reason: str) -> None:
+        self._branches = in_turn
+        self._refused(reason)
 
     def _static_step(self, size: int) -> None:
         self.step(*self._static.step(size))
@@ -104,6 +109,8 @@ class ReplayedTrainer(SweepTrainer):
         with contextlib.ExitStack() as undone:
             for learner in self._learners:
                 undone.enter_context(learner.rehearsal())
-            yield
-        for tensor, kept in zip(changing, before, strict=True):
-            tensor.copy_(kept)
+            try:
+                yield
+            finally:
+                for tensor, kept in zip(changing, before, strict=True):
+                    tensor.copy_(kept)

@@ -77,7 +77,7 @@ class SweepTrainer:
         ]
         self._val, self._val_features = val if val is not None and len(val) else None, val_features
         self._tallies = [Tally(feed.device) for _ in members]
-        self._branches: Callable[[int], contextlib.AbstractContextManager[Branches]] = _in_turn
+        self._branches: Callable[[int], contextlib.AbstractContextManager[Branches]] = in_turn
 
     @property
     def finished(self) -> bool:
@@ -169,5 +169,6 @@ class SweepTrainer:
 
 
 @contextlib.contextmanager
-def _in_turn(count: int) -> Iterator[Branches]:
+def in_turn(count: int) -> Iterator[Branches]:
+    """Branches that follow each other."""
     yield [contextlib.nullcontext()] * count
