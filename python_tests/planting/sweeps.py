@@ -40,6 +40,22 @@ class Residual(nn.Module):
         return self.head(self.drop(self.act(self.hidden(y.reshape(y.size(0), -1)))))
 
 
+class Split(nn.Module):
+    """Channels that are split, folded to pixels and grouped, by sizes that the forward reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.norm = nn.Conv2d(3, 8, 3, padding=1, stride=2), nn.BatchNorm2d(8)
+        self.up, self.pixels, self.conv = nn.Conv2d(4, 8, 1), nn.PixelShuffle(2), nn.Conv2d(2, 6, 3, stride=2)
+        self.head = nn.Linear(3, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        p, q = self.norm(self.stem(x)).chunk(2, 1)
+        y = self.conv(self.pixels(self.up(p * q.sigmoid())))
+        n, c, h, w = y.shape
+        return self.head(y.view(n, 2, c // 2, h, w).amax(1).mean((2, 3)))
+
+
 class Unfollowed(nn.Module):
     """The convolution can be followed for the example's sizes only."""
 
@@ -61,7 +77,7 @@ def network(kind: str, dtype: torch.dtype) -> nn.Module:
             [4] * 5, 5, image_size=8, fc_width=12, batch_norm=kind == "normed", generator=own
         )
     else:
-        model = {"residual": Residual, "unfollowed": Unfollowed}[kind]()
+        model = {"residual": Residual, "split": Split, "unfollowed": Unfollowed}[kind]()
     with torch.no_grad():
         for name, tensor in sorted(model.state_dict().items()):
             if tensor.is_floating_point():

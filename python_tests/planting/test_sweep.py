@@ -45,7 +45,7 @@ def check_alike(search: dict[str, Any], tolerance: float, loss_tolerance: float)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-@pytest.mark.parametrize("kind", ["chain", "normed", "residual"])
+@pytest.mark.parametrize("kind", ["chain", "normed", "residual", "split"])
 @pytest.mark.parametrize("augmented", AUGMENTED, ids=["plain", "flips", "crops"])
 def test_one_step_is_the_loops(kind: str, augmented: dict[str, Any], dtype: torch.dtype) -> None:
     """One optimizer step on all images; the biases in front of a norm have no gradient but rounding."""
