@@ -21,13 +21,9 @@ from plantops.bench.record import read_csv
 from plantops.bench.runner import GREEN
 from plantops.bench.summary import results, summarise
 
-LOOPS = (
-    "loop, teacher each",
-    "loop, cached logits",
-    "split + cat, cached",
-    "loop, cached, compiled",
-    "split + cat, cached, compiled",
-)
+CACHED = ("loop, cached logits", "split + cat, cached")
+WAYS = ("", ", captured", ", compiled", ", compiled, captured")
+LOOPS = ("shared, run", "loop, teacher each", *(f"{loop}{way}" for way in WAYS for loop in CACHED))
 ROOT = Path(__file__).parents[1]
 BEGIN, END = "<!-- results -->\n", "<!-- /results -->\n"
 Row = dict[str, str]
@@ -140,8 +136,13 @@ def gpu() -> str:
 
 
 def sweep() -> str:
+    """The sweep on every device that it was measured on."""
+    names = [name for name in ("sweep_cpu", "sweep_cuda") if (RESULTS / f"{name}.csv").exists()]
+    return "\n".join(_sweep(read(name), name) for name in names)
+
+
+def _sweep(rows: list[Row], name: str) -> str:
     """One step of a round beside the loops over candidates, with crops, and a small search."""
-    rows = read("sweep_cpu")
     steps = [row for row in rows if row.get("part", "steps") in ("steps", "compiled") and row["p50_ms"]]
     loops = [name for name in LOOPS if any(row["variant"] == name for row in steps)]
     body = []
@@ -153,7 +154,7 @@ def sweep() -> str:
     return (
         "One optimizer step of all candidates of a round, the paper's network under a teacher of w = 128, without "
         "augmentation; loops over candidates as multiples of the shared sweep's time in the same run (medians). "
-        f"{provenance(rows[0])}. Raw: `benchmarks/results/sweep_cpu.csv`.\n\n"
+        f"{provenance(rows[0])}. Raw: `benchmarks/results/{name}.csv`.\n\n"
         + markdown(header, body)
         + _sweep_parts(rows)
     )
