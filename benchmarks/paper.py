@@ -76,18 +76,29 @@ def _options(text: str) -> tuple[str, ...]:
 
 FULL = Size(uniform=_options("--epochs 100"))
 REDUCED = Size(
-    widths=(8, 16, 32),
+    widths=(8, 15, 16, 32),
     all=_options("--crop 0 --threads 1"),
     teacher=_options("--width 64 --epochs 12 --lr 0.05 --crop 4"),
     uniform=_options("--epochs 20"),
-    once=("uniform-32-ce", "uniform-32-kl", "planted-paper"),
+    once=("uniform-15-ce", "uniform-32-ce", "uniform-32-kl", "planted-paper"),
     planted={
         "paper": _options("--initial-epochs 20 --epochs 2"),
         "default": _options("--initial-epochs 2 --epochs 1 --finetune-epochs 8 --path-epochs 20"),
     },
 )
 """What a CPU can do: the students without crops, so that the teacher's logits are computed once. All rows but those of
-the published procedure have as many epochs."""
+the published procedure have as many epochs. A uniform network of width 15 has the planted network's size."""
+REDUCED_SMALL = Size(
+    widths=(8, 16, 32),
+    all=REDUCED.all,
+    teacher=_options("--width 64 --epochs 40 --lr 0.05 --crop 4"),
+    uniform=_options("--epochs 60"),
+    planted={
+        "paper": _options("--initial-epochs 60 --epochs 6"),
+        "default": _options("--initial-epochs 6 --epochs 3 --finetune-epochs 24 --path-epochs 60"),
+    },
+)
+"""The same for a part of the images: more epochs, as an epoch is shorter."""
 TOY = Size(
     widths=(3,),
     teacher=_options("--width 4 --epochs 2"),
@@ -98,7 +109,8 @@ TOY = Size(
 
 def jobs(args: argparse.Namespace) -> list[Job]:
     """Everything that the table needs, the teacher of a seed before those whom it teaches."""
-    size = TOY if args.dataset == "digits" else REDUCED if args.reduced else FULL
+    reduced = REDUCED if args.train_fraction == 1 else REDUCED_SMALL
+    size = TOY if args.dataset == "digits" else reduced if args.reduced else FULL
     widths = [int(width) for width in args.widths.split(",")] if args.widths else size.widths
     data = ["--data", args.dataset, *(["--data-root", args.data_root] if args.data_root else []), *size.all]
     data += ["--train-fraction", str(args.train_fraction), "--device", args.device, "--no-report"]
