@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from plantops.bench.record import dtype_name
 from plantops.bench.timing import Call
 from plantops.bench.work import Ceilings
+from plantops.ops._precision import of_convolutions
 
 COPY_BYTES = {"cpu": 1 << 28, "cuda": 1 << 32}
 MATMUL_SIZE = {"cpu": 2048, "cuda": 8192}
@@ -23,9 +24,8 @@ Clock = Callable[[], float]
 def arithmetic(device: torch.device, dtype: torch.dtype) -> str:
     """The name of the arithmetic that torch's own kernels use for a dtype: "tf32" for float32 convolutions on CUDA
     where torch's flag allows it."""
-    if device.type == "cuda" and dtype == torch.float32 and torch.backends.cudnn.allow_tf32:
-        return "tf32"
-    return dtype_name(dtype)
+    tf32 = device.type == "cuda" and dtype == torch.float32 and of_convolutions() == "tf32"
+    return "tf32" if tf32 else dtype_name(dtype)
 
 
 def measure_ceilings(

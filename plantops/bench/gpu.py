@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable
 from typing import Any
 
@@ -65,9 +66,20 @@ class GpuTimer:
 
     def _captured(self, call: Call) -> Call:
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
-            call()
+        try:
+            with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
+                call()
+        except RuntimeError:
+            self._forget_pool()
+            raise
         return graph.replay
+
+    def _forget_pool(self) -> None:
+        """A capture that was broken off (by a call that waits for the device) leaves the allocator recording to its
+        pool, and every later capture into it would fail."""
+        with contextlib.suppress(Exception):
+            torch._C._cuda_endAllocateToPool(self._stream.device_index, self._pool)
+        self._pool = torch.cuda.graph_pool_handle()
 
 
 def launches(call: Call) -> int:

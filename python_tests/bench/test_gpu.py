@@ -73,6 +73,20 @@ def test_a_graph_is_replayed_behind_the_read_of_a_buffer_larger_than_the_cache(d
     assert sample == ["read 4000 bytes", "event", "replay", "event", "wait for event"]
 
 
+def test_a_call_that_cannot_be_captured_leaves_the_pool_of_others_alone(device: Device, monkeypatch):
+    pools = iter(["pool", "another"])
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: next(pools))
+    timer = gpu.GpuTimer(torch.device("cpu"), graph=True, warmup=1)
+
+    def waits() -> None:
+        if device.log[-1] == "capture":
+            raise RuntimeError("operation not permitted when stream is capturing")
+
+    with pytest.raises(RuntimeError, match="not permitted"):
+        timer.sampler(lambda: waits)
+    assert timer._pool == "another"
+
+
 def test_an_eager_call_begins_on_an_idle_device(device: Device):
     before, sample = timed(device, graph=False)
     assert before == ["wait", "call", "call", "synchronize"]

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from plantops.ops import _triton
+from plantops.ops import _precision, _triton
 from plantops.ops._triton_language import INTERPRETED
 from plantops.ops.planted_conv2d import shapes
 
@@ -187,11 +187,7 @@ def packed_filters(
 
 def precision_of(dtype: torch.dtype) -> str:
     """How float32 products are rounded, as torch's flags for convolutions say: "tf32" or "ieee"."""
-    if dtype != torch.float32:
-        return "ieee"
-    settings = (torch.backends.cudnn.conv, torch.backends.cudnn, torch.backends)  # type: ignore[attr-defined]
-    chosen = next((s.fp32_precision for s in settings if s.fp32_precision != "none"), "ieee")
-    return "tf32" if chosen == "tf32" else "ieee"
+    return _precision.of_convolutions() if dtype == torch.float32 else "ieee"
 
 
 def index_type(*tensors: Tensor | None) -> tl.dtype:
