@@ -126,7 +126,8 @@ def test_tiles_follow_the_shape():
     half = tile(torch.bfloat16, "ieee", 10_000, 64, 64)
     assert (half.block_m, half.block_n, half.block_k) == (128, 64, 32)
     widths = {8: 16, 20: 32, 72: 128, 136: 64, 288: 128}  # filters: all in one tile, or few left over
-    assert {n: tile(torch.bfloat16, "ieee", 10_000, n, 64).block_n for n in widths} == widths
+    assert {n: tile(torch.bfloat16, "ieee", 10_000, n, 64, vector=8).block_n for n in widths} == widths
+    assert tile(torch.bfloat16, "ieee", 10_000, 72, 64, vector=1).block_n == 64
     assert tile(torch.bfloat16, "ieee", 10_000, 4, 8).block_n == 16
     gathered = tile(torch.bfloat16, "ieee", 10_000, 72, 64, gathered=True)
     assert gathered.block_m < half.block_m

@@ -19,7 +19,7 @@ from torch import Tensor
 from plantops.ops import _triton
 from plantops.ops._checks import compute_dtype
 from plantops.ops._layout import with_strides_of
-from plantops.ops._row_kernels import fixed_order_sum, most_registers, triton_dtype
+from plantops.ops._row_kernels import ENOUGH_REGISTERS, fixed_order_sum, most_registers, triton_dtype
 from plantops.ops._triton_language import rounded
 from plantops.ops.group_sparsity.penalties import PENALTIES
 
@@ -252,7 +252,7 @@ def _groups(
         ELEMENT=_element(weights[0]),
         COMPUTE=triton_dtype(dtype), SQUARES=spec.squares, INNER=round(2 * spec.inner), OUTER=round(2 * spec.outer),
         GRADIENT=gradient, FEATURE=groups == "feature", GROUPS=together, MEMBERS=members, TAPS=TAPS,
-        max_registers=most_registers(dtype),
+        max_registers=most_registers(dtype) or ENOUGH_REGISTERS,
     )  # fmt: skip
     return fixed_order_sum(partial, 1.0), result, readable
 
@@ -286,6 +286,6 @@ def backward(
     _triton.launch(
         gradient_kernel, (len(programs),), grad, table, programs, _joined(coefficients), flat, l1,
         ELEMENT=_element(weights[0]), COMPUTE=triton_dtype(dtype), SQUARES=PENALTIES[penalty].squares, KERNELS=KERNELS,
-        TAPS=TAPS, max_registers=most_registers(dtype),
+        TAPS=TAPS, max_registers=most_registers(dtype) or ENOUGH_REGISTERS,
     )  # fmt: skip
     return _pieces(flat, weights, readable)

@@ -11,6 +11,7 @@ from plantops.ops._triton import cdiv, power_of_two
 SMALLEST = 16  # side of a tile that tensor cores take
 PROGRAMS = 264  # two for each multiprocessor of a large GPU: what the weight gradient's pixels are split for
 MAX_REGISTERS = 240  # of a thread: eight warps of them fit one multiprocessor
+SCALAR_N = 64  # where the left factor is not read in vectors
 LEFT_FACTOR = 64  # reading it costs a tile about as much as so many columns
 STEPS = 4  # of a program at least, so that splitting costs less than it brings
 
@@ -73,12 +74,14 @@ def width(size: int, most: int) -> int:
     return min(sides, key=lambda n: (cdiv(size, n) * (n + LEFT_FACTOR), n))
 
 
-def tile(dtype: torch.dtype, precision: str, m: int, n: int, k: int, gathered: bool = False) -> Config:
+def tile(dtype: torch.dtype, precision: str, m: int, n: int, k: int, gathered: bool = False, vector: int = 1) -> Config:
     """The configuration for m x n results, where the products run over k entries at a time; `gathered`: a factor is
-    a gradient behind ReLU or pooling, or the results take an addend."""
+    a gradient behind ReLU or pooling, or the results take an addend; `vector`: entries of the left factor that one
+    load reads. Entries that are loaded one by one take the registers of the widest tiles."""
     most = limits(dtype, precision)
+    widest = most.block_n if vector > 1 else min(most.block_n, SCALAR_N)
     block_m = side(m, min(most.block_m, GATHERED_M) if gathered else most.block_m)
-    block_n, block_k = width(n, most.block_n), side(k, most.block_k)
+    block_n, block_k = width(n, widest), side(k, most.block_k)
     few = block_m * block_k <= LOADS_OF_FOUR_WARPS[gathered] and block_m * block_n <= RESULTS_OF_FOUR_WARPS
     num_warps = 4 if few else 8
     return Config(block_m, block_n, block_k, num_warps, most.num_stages)

@@ -129,11 +129,11 @@ def convolve(
         return y, indices
     precision = precision_of(input.dtype)
     pixels = count * height * width * pool * pool
-    config = config or tile(input.dtype, precision, pixels, outputs, channels, gathered=addend is not None)
-    filters = packed_filters(weight, weight_out, weight_in, in_start, (0, channels), channels_last=True)
-    programs = _triton.cdiv(pixels, config.block_m) * _triton.cdiv(outputs, config.block_n)
     added = y if addend is None else addend
     x_vector, y_vector = vector(input, channels), min(vector(y, outputs), vector(added, outputs))
+    config = config or tile(input.dtype, precision, pixels, outputs, channels, addend is not None, x_vector)
+    filters = packed_filters(weight, weight_out, weight_in, in_start, (0, channels), channels_last=True)
+    programs = _triton.cdiv(pixels, config.block_m) * _triton.cdiv(outputs, config.block_n)
     _triton.launch(
         forward_kernel, (programs,), input, filters, y if bias is None else bias.contiguous(),
         y if bias_out is None else bias_out.contiguous(),

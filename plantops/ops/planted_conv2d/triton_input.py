@@ -70,7 +70,7 @@ def input_gradient(
     channels, outputs = dx.shape[1], gradient.channels
     precision = precision_of(dx.dtype)
     pixels = dx.shape[0] * dx.shape[2] * dx.shape[3]
-    config = config or tile(dx.dtype, precision, pixels, channels, outputs, gradient.gathered)
+    config = config or tile(dx.dtype, precision, pixels, channels, outputs, gradient.gathered, gradient.vector)
     programs = _triton.cdiv(pixels, config.block_m) * _triton.cdiv(channels, config.block_n)
     units = vector(dx, channels)
     _triton.launch(

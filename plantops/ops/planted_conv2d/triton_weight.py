@@ -120,7 +120,8 @@ def weight_gradient(
         channels, kernel = weight.shape[1], (weight.shape[2], weight.shape[3])
         columns = channels * kernel[0] * kernel[1]
     precision = precision_of(grad.dtype)
-    config = config or tile(grad.dtype, precision, columns, outputs, pixels, gradient.gathered)
+    units = vector(x, channels) if columns else 1
+    config = config or tile(grad.dtype, precision, columns, outputs, pixels, gradient.gathered, units)
     parts = splits(config, max(1, columns), outputs, pixels)
     share = _triton.cdiv(_triton.cdiv(pixels, parts), config.block_k) * config.block_k
     parts = _triton.cdiv(pixels, share)
@@ -128,7 +129,6 @@ def weight_gradient(
     shares = torch.empty(parts, columns + 1, outputs, dtype=sums, device=grad.device)
     tiles = _triton.cdiv(max(1, columns), config.block_m) * _triton.cdiv(outputs, config.block_n)
     constants = {"KW": kernel[1], "BIAS": bias, "WEIGHT": columns > 0, "ACCUMULATE": accumulator(grad.dtype)}
-    units = vector(x, channels) if columns else 1
     _triton.launch(
         weight_kernel, (tiles, parts), x, *gradient.pointers(), shares, pixels, share, channels // units,
         columns // units, outputs // gradient.vector, *x.shape[2:], *gradient.size, *strides(x, units),

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from plantops.ops import _triton
 from plantops.ops._checks import compute_dtype
-from plantops.ops._row_kernels import fixed_order_sum, most_registers, triton_dtype
+from plantops.ops._row_kernels import ENOUGH_REGISTERS, fixed_order_sum, most_registers, triton_dtype
 from plantops.ops.qsne_kl.reference import log_partition
 
 ROWS, NEIGHBOURS = 16, 128
@@ -161,7 +161,7 @@ def forward(
         "VALUE": value,
         "DIMENSIONS": dimensions,
         "COMPUTE": triton_dtype(dtype),
-        "max_registers": most_registers(dtype),
+        "max_registers": most_registers(dtype) or ENOUGH_REGISTERS,
     }
     _triton.launch(
         pairs_kernel, (_triton.cdiv(points, ROWS),), embedding, p, partition, cross, attraction, repulsion, points,
