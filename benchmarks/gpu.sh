@@ -10,6 +10,7 @@
 #   host              what a call costs the host, in microseconds over an empty autograd function
 #   quick-conv        every shape of planted_conv2d beside its eager peers, to DIR/quick: no torch.compile, fewer rounds
 #   quick-losses      the same for the losses
+#   quick-sweep       a captured step of the sweep at w=16, with and without crops
 #   tune              the table that impl="auto" follows on this card: DIR/tuned/, which later stages read
 #   bench-losses      the losses beside eager, torch.compile and liger-kernel
 #   bench-conv        planted_conv2d beside its peers; four stages: bench-conv-cifar, -resnet50, -paper4, -paper8
@@ -18,7 +19,7 @@
 #   search            a whole CIFAR-10 search from w=8 to 40,600 parameters under a teacher of few epochs; data: PLANTOPS_DATA
 #   summary           what the CSV files in DIR and DIR/quick say
 #   all               everything above but the quick stages
-#   first             build test host quick-conv quick-losses summary: the most of it in the least time
+#   first             build test host quick-conv quick-losses quick-sweep summary: the most of it in the least time
 #   second            build bench-losses bench-conv sanitize summary: with compiled peers, in the order of the claims
 #
 # With --budget all stages together end within so many seconds: what does not fit is cut off, the CSV files keep what is
@@ -54,12 +55,12 @@ while (($#)); do
       usage
       exit 0
       ;;
-    build | test | sanitize | host | quick-conv | quick-losses | bench-losses | bench-conv-cifar | bench-conv-resnet50 | bench-conv-paper4 | bench-conv-paper8 | bench-sweep | bench-sweep-compiled | search | tune | summary)
+    build | test | sanitize | host | quick-conv | quick-losses | quick-sweep | bench-losses | bench-conv-cifar | bench-conv-resnet50 | bench-conv-paper4 | bench-conv-paper8 | bench-sweep | bench-sweep-compiled | search | tune | summary)
       stages+=("$1")
       ;;
     bench-conv) stages+=("${conv[@]}") ;;
     all) stages+=(build test sanitize host tune bench-losses "${conv[@]}" bench-sweep bench-sweep-compiled search summary) ;;
-    first) stages+=(build test host quick-conv quick-losses summary) ;;
+    first) stages+=(build test host quick-conv quick-losses quick-sweep summary) ;;
     second) stages+=(build bench-losses "${conv[@]}" sanitize summary) ;;
     *) mistake "no stage or option '$1'" ;;
   esac
@@ -194,6 +195,7 @@ perform() {
     host) bench 60 host ;;
     quick-conv) quick planted_conv2d ;;
     quick-losses) quick losses ;;
+    quick-sweep) sweep 60 --parts steps,crops --rounds 5 ;;
     tune) run 590 "$python" -m plantops.cli bench losses planted_conv2d --full --device cuda --tune "$out/tuned" ;;
     bench-losses) bench 590 losses --full ;;
     bench-conv-cifar) bench 590 planted_conv2d --full --append --only ' cifar ' ;;
