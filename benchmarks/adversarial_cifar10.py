@@ -13,7 +13,6 @@ and writes CSV.
 from __future__ import annotations
 
 import argparse
-import datetime
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -110,8 +109,7 @@ def main(given: Sequence[str] | None = None) -> int:
     status = finish(todo, folder, args.minutes)
     if status:
         return status
-    date = datetime.date.today().isoformat()
-    rows = [{**row_of(job, folder / job.name, reduced=True), "date": date} for job in todo]
+    rows = [row_of(job, folder / job.name, reduced=True) for job in todo]
     lines = summary(rows)
     path = write_csv(args.out or RESULTS / f"adversarial_{args.dataset}_{args.device}.csv", rows)
     print(f"\n{table(lines, list(lines[0]))}\n\n{path}")

@@ -74,12 +74,12 @@ def _options(text: str) -> tuple[str, ...]:
     return tuple(text.split())
 
 
-FULL = Size(uniform=_options("--epochs 100"))
+FULL = Size(uniform=_options("--epochs 100 --lr 0.05"))
 REDUCED = Size(
     widths=(8, 15, 16, 32),
     all=_options("--crop 0 --threads 1"),
     teacher=_options("--width 64 --epochs 12 --lr 0.05 --crop 4"),
-    uniform=_options("--epochs 20"),
+    uniform=_options("--epochs 20 --lr 0.1"),
     once=("uniform-15-ce", "uniform-32-ce", "uniform-32-kl", "planted-paper"),
     planted={
         "paper": _options("--initial-epochs 20 --epochs 2"),
@@ -92,7 +92,7 @@ REDUCED_SMALL = Size(
     widths=(8, 16, 32),
     all=REDUCED.all,
     teacher=_options("--width 64 --epochs 40 --lr 0.05 --crop 4"),
-    uniform=_options("--epochs 60"),
+    uniform=_options("--epochs 60 --lr 0.1"),
     planted={
         "paper": _options("--initial-epochs 60 --epochs 6"),
         "default": _options("--initial-epochs 6 --epochs 3 --finetune-epochs 24 --path-epochs 60"),
@@ -119,7 +119,7 @@ def jobs(args: argparse.Namespace) -> list[Job]:
         common = [*data, "--seed", str(seed)]
         teacher, after = args.teacher, None
         if teacher is not None:  # its training part is that of all
-            common += ["--split-seed", str(read_run(teacher).config["seed"])]
+            common += ["--split-seed", str(read_run(teacher).split_seed)]
         else:
             after = f"teacher-{seed}"
             own = ["teacher", *common, "--width", str(TEACHER_WIDTHS[args.dataset]), *size.teacher]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import json
 import os
 import signal
@@ -95,7 +96,7 @@ def _finish_side_by_side(left: Sequence[Job], folder: Path, minutes: float | Non
     end = None if minutes is None else time.monotonic() + 60 * minutes
     waiting, names = list(left), {job.name for job in left}
     running: dict[str, subprocess.Popen[bytes]] = {}
-    status = 0
+    status, interrupted = 0, False
     try:
         while (waiting and not status) or running:
             ready = [job for job in waiting if job.after not in names]
@@ -108,18 +109,20 @@ def _finish_side_by_side(left: Sequence[Job], folder: Path, minutes: float | Non
             for name, process in list(running.items()):
                 if process.poll() is not None:
                     del running[name]
-                    names.discard(name)
-                    if process.returncode:
+                    if not process.returncode:
+                        names.discard(name)
+                    elif not interrupted:
                         print(f"{name} stopped with status {process.returncode}: see {folder / name}.log", flush=True)
                         status = status or process.returncode
-            if end is not None and time.monotonic() > end and not status:
-                status = INTERRUPTED
+            if end is not None and time.monotonic() > end and not interrupted:
+                status, interrupted = status or INTERRUPTED, True
                 _interrupt(running)
     except KeyboardInterrupt:
         status = INTERRUPTED
         _interrupt(running)
-    for process in running.values():
-        process.wait()
+    for name, process in running.items():
+        if process.wait() == 0:
+            names.discard(name)
     if status:
         print(f"\nStopped with {len(names)} of {len(left)} runs left. Call again to go on.")
     return status
@@ -151,4 +154,5 @@ def row_of(job: Job, folder: Path, reduced: bool) -> dict[str, Any]:
         "seconds": round(network["train_seconds"], 1), "config": json.dumps(run.config, sort_keys=True),
         "hardware": (machine["gpus"] or [machine["cpu"]])[0], "cpu": machine["cpu"], "threads": machine["threads"],
         "torch": machine["torch"], "python": machine["python"], "plantops": machine["plantops"], "commit": commit(),
+        "date": datetime.date.fromtimestamp((folder / "config.json").stat().st_mtime).isoformat(),
     }  # fmt: skip

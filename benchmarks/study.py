@@ -61,7 +61,7 @@ def jobs(args: argparse.Namespace) -> dict[tuple[str, str], list[Job]]:
     """The runs of each (factor, level); ("base", "") is the base."""
     base = [*BASE[args.dataset].split(), *args.base.split()]
     data = ["--data", args.dataset, *(["--data-root", args.data_root] if args.data_root else [])]
-    data += ["--device", args.device, "--no-report", "--split-seed", str(read_run(args.teacher).config["seed"])]
+    data += ["--device", args.device, "--no-report", "--split-seed", str(read_run(args.teacher).split_seed)]
     factors = TOY if args.dataset == "digits" else FACTORS
     wanted = args.factors.split(",") if args.factors else list(factors)
     unknown = [name for name in wanted if name not in factors]
@@ -125,15 +125,15 @@ def summary(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     lines = []
     for factor, level in dict.fromkeys((row["factor"], row["level"]) for row in rows):
         own = [row for row in rows if (row["factor"], row["level"]) == (factor, level)]
-        # With the seeds that both have.
-        seeds = {row["seed"] for row in own}
-        beside = [row["val_loss"] for row in base if row["seed"] in seeds]
+        both = {row["seed"] for row in own} & {row["seed"] for row in base}
+        losses = [[row["val_loss"] for row in some if row["seed"] in both] for some in (own, base)]
+        change = f"{statistics.mean(losses[0]) - statistics.mean(losses[1]):+.4f}" if both else "-"
         loss = statistics.mean(row["val_loss"] for row in own)
         lines.append({
             "factor": factor, "level": level, "seeds": len(own),
             "parameters": int(statistics.mean(row["parameters"] for row in own)),
             "widths": own[0]["widths"], "rounds": own[0]["rounds"], "epochs": own[0]["epochs"],
-            "held-out loss": round(loss, 4), "to the base": f"{loss - statistics.mean(beside):+.4f}",
+            "held-out loss": round(loss, 4), "to the base": change,
             "held-out accuracy": round(100 * statistics.mean(row["val_accuracy"] for row in own), 2),
             "minutes": round(statistics.mean(row["seconds"] for row in own) / 60, 1),
         })  # fmt: skip

@@ -20,6 +20,7 @@ from plantops._cli.mistakes import Mistake
 from plantops._cli.options import PlantOptions
 from plantops.planting import load_network
 from plantops.train import files
+from plantops.train.run import read_run
 
 QUICK = ["--threads", "1", "--progress", "none", "--no-report", "--batch-size", "256"]
 SHORT = ["--teacher-width", "4", "--teacher-epochs", "1", "--initial-epochs", "1", "--epochs", "1", "--max-rounds", "1"]
@@ -256,6 +257,17 @@ def test_a_training_that_diverges_stops_and_says_so(capsys: pytest.CaptureFixtur
     line = capsys.readouterr().err.splitlines()[-1]
     assert line.startswith("plantops teacher: teacher: the training diverged, its loss in epoch 1 of 5 is nan")
     assert line.endswith("Begin a run with a lower one.")
+
+
+def test_a_search_outlives_a_training_that_it_can_do_without(capsys: pytest.CaptureFixture[str]) -> None:
+    hot = ["--uniform", "3", "--uniform-lr", "1e9", "--finetune-epochs", "3", "--finetune-lr", "1e9"]
+    assert cli.main(["plant", *QUICK, *SHORT, *hot, "--out", "hot"]) == 0
+    networks = {record["name"]: record for record in read_run("hot").of("network")}
+    assert networks["uniform-3"]["test_loss"] is None
+    assert networks["planted"]["test_loss"] < 3
+    assert "finetuned" not in networks
+    trained = [(r["name"], r["epoch"]) for r in read_run("hot").of("epoch") if r["phase"] in ("finetune", "uniform")]
+    assert trained == [("finetune", 1), ("uniform-3", 1)]  # no further than the epoch that diverged
 
 
 def test_resume_takes_no_other_numbers(capsys: pytest.CaptureFixture[str]) -> None:

@@ -60,7 +60,8 @@ def test_a_study_is_runs_and_a_table(tmp_path: Path) -> None:
     assert sizes["1"] < sizes["4"]
     assert (tmp_path / "out" / "study_digits.svg").stat().st_size > 5_000
     again = call(*script)
-    assert "1/6" not in again.stdout  # nothing is trained again
+    assert "/6: " in done.stdout
+    assert "/6: " not in again.stdout  # nothing is trained again
 
 
 @pytest.fixture
@@ -89,11 +90,13 @@ def test_levels_change_the_base_and_nothing_else(study: Any, taught: Path) -> No
 
 def test_differences_are_to_the_base_of_the_same_seeds(study: Any) -> None:
     row = {"parameters": 100, "widths": "1-1", "rounds": 2, "epochs": 5, "val_accuracy": 0.5, "seconds": 60.0}
-    losses = [("base", "", 0, 1.0), ("base", "", 1, 1.4), ("channels", "4", 0, 0.9)]
+    losses = [("base", "", 0, 1.0), ("base", "", 1, 1.4), ("channels", "4", 0, 0.9), ("channels", "4", 2, 1.9)]
+    losses.append(("channels", "8", 3, 1.1))
     rows = [{**row, "factor": f, "level": level, "seed": seed, "val_loss": loss} for f, level, seed, loss in losses]
-    base, other = study.summary(rows)
+    base, other, alone = study.summary(rows)
     assert (base["held-out loss"], base["to the base"]) == (1.2, "+0.0000")
-    assert (other["held-out loss"], other["to the base"]) == (0.9, "-0.1000")
+    assert (other["held-out loss"], other["to the base"]) == (1.4, "-0.1000")
+    assert (alone["held-out loss"], alone["to the base"]) == (1.1, "-")
 
 
 def test_an_unknown_factor_is_named(study: Any, taught: Path) -> None:

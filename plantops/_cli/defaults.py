@@ -42,11 +42,12 @@ PAPER: dict[str, Any] = {
     "sites_per_round": 3,
     "finetune_epochs": 60,
     "finetune_lr": 0.1,
+    "uniform_lr": 0.05,
 }
 """The networks of the paper; optimizer and schedule are ours (they are not published). channels_last is faster on a GPU
 and for wide networks; where the CPU kernels serve it does nothing. Growth is short and early and the whole network is
-trained jointly at the end, which is not part of the method: docs/search.md has the study behind it. The network before
-that is kept and reported beside the other. Without batch norm wide networks diverge at a teacher_lr of 0.1."""
+trained jointly at the end, which is not part of the method: docs/search.md has a study of that. The network before
+that is kept and reported beside the other. Without batch norm wide networks diverge at a learning rate of 0.1."""
 
 BY_DATA: dict[str, dict[str, Any]] = {
     "digits": DIGITS,
@@ -94,7 +95,7 @@ def for_command(command: str, data: str, preset: str = "default") -> dict[str, A
     elif command == "prune":
         return {name: value for name, value in known.items() if name != "lr"}  # that of planted blocks
     elif command == "train":
-        renamed = {"epochs": "initial_epochs", "lr": "initial_lr"}
+        renamed = {"epochs": "teacher_epochs", "lr": "uniform_lr"}
     else:
         return known
     return {**known, **{to: known[name] for to, name in renamed.items() if name in known}}

@@ -171,6 +171,7 @@ _FUNCTIONS: dict[str, Any] = {
     **_by_name((torch.cat, torch.stack, torch.flatten, torch.unflatten, torch.permute, torch.transpose)),
     **_by_name((torch.unsqueeze, torch.squeeze, torch.pixel_shuffle, torch.pixel_unshuffle, torch.channel_shuffle)),
     **_by_name((F.pad, F.layer_norm, F.linear, F.batch_norm)),
+    **_by_name((torch.add, torch.sub, torch.mul, torch.div, torch.pow)),  # and not operator's, which take no alpha
     "log_sigmoid": F.logsigmoid,
     "split_with_sizes": torch.split,
     "upsample_nearest1d": F.interpolate, "upsample_nearest2d": F.interpolate, "upsample_nearest3d": F.interpolate,

@@ -129,6 +129,7 @@ class Stage:
         phase: str,
         name: str,
         teacher: TeacherLogits | None = None,
+        may_diverge: bool = False,
     ) -> nn.Module:
         """Train ``model`` in place (without a recipe: not at all) and keep it as a finished network."""
         model = model.to(self.parts.train.device)
@@ -149,7 +150,7 @@ class Stage:
                 batch_done=self.session.progress.batch,
             )
 
-        work = self.session.fit(name, make_trainer, phase=phase, name=name)
+        work = self.session.fit(name, make_trainer, phase=phase, name=name, may_diverge=may_diverge)
         load_tensors(model, work.tensors)
         if teacher is not None:
             teacher.forget()
@@ -257,7 +258,8 @@ def run_experiment(
         if comparison.as_many_epochs:
             recipe = dataclasses.replace(recipe, epochs=path_epochs)
         name = f"uniform-{width}"
-        stage.train(family.build([width] * 5, seed, name), recipe, phase="uniform", name=name, teacher=logits)
+        uniform = family.build([width] * 5, seed, name)
+        stage.train(uniform, recipe, phase="uniform", name=name, teacher=logits, may_diverge=True)
     records = stage.finish(config.precision, channels_last)
     session.finish()
     return ExperimentResult({entry.name: entry.model for entry in stage.entries}, records, search)

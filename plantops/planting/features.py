@@ -82,7 +82,7 @@ def _held_out(record: RunRecord, data_root: str | None) -> ImageData:
     options = {name: config[name] for name in ("val_fraction", "train_fraction", "image_size") if name in config}
     root = data_root or config.get("data_root")
     try:
-        val = load(config["data"], root, seed=int(config.get("seed", 0)), **options).val
+        val = load(config["data"], root, seed=record.split_seed, **options).val
     except (DataError, ValueError) as error:
         raise NoFeatures(f"the run's data cannot be read: {error}") from error
     written = [part for part in record.of("part") if part["part"] == "val"]

@@ -15,9 +15,11 @@ def train_jointly(
 ) -> tuple[nn.Module, float]:
     """A copy of ``model`` of which everything has trained for ``epochs``, and the seconds that took.
 
+    A training that diverges is in the records, and the model is given back as it was.
+
     ``phase``: "joint" after a round, "finetune" after the search; with ``round`` it names the order and augmentation.
     """
-    session = around.session
+    session, before = around.session, model
     name = f"{phase}-{round}" if round else phase
     model = copy.deepcopy(model).requires_grad_(True)
     session.progress.stage(name, epochs)
@@ -34,6 +36,8 @@ def train_jointly(
             batch_done=session.progress.batch,
         )
 
-    work = session.fit(name, make_trainer, phase=phase, name=name)
+    work = session.fit(name, make_trainer, phase=phase, name=name, may_diverge=True)
+    if work.result["train_loss"] is None:
+        return before, work.result["seconds"]
     load_tensors(model, work.tensors)
     return model, work.result["seconds"]

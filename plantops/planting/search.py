@@ -178,6 +178,7 @@ class Planter:
         last, seconds = max(config.finetune_epochs, (config.path_epochs or 0) - epochs), 0.0
         if last:
             model, seconds = train_jointly(self.around, planted, "finetune", 0, last, config.finetune_lr)
+            last = 0 if model is planted else last  # it diverged
         result = PlanterResult(
             model,
             planted,

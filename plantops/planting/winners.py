@@ -14,6 +14,10 @@ from plantops.planting.trunk import trunk_state
 from plantops.train.loop import load_tensors
 
 
+class InOnePlace(ValueError):
+    """Blocks of two sites that lie in one place of a layer."""
+
+
 def ranked(candidates: Sequence[Candidate], loss: float, select: str) -> list[Candidate]:
     """The candidates with a smaller held-out loss than the network as it is, the best first.
 
@@ -30,7 +34,7 @@ def grown(around: Surroundings, student: Student, round: int, winners: Sequence[
     """``student`` with the trained blocks of the winners merged into it: a plain network.
 
     Raises:
-        ValueError: several winners whose blocks lie in one place of a layer.
+        InOnePlace: several winners whose blocks lie in one place of a layer.
     """
     blocks = [around.session.tensors(winner.key) for winner in winners]
     if len(winners) == 1:
@@ -53,9 +57,11 @@ def grown_together(
     for candidate in ranking[1:]:
         if len(winners) == count:
             break
+        if not around.session.tensors(candidate.key):
+            continue  # forgotten, since it did not win when this round was grown before
         try:
             larger = grown(around, student, round, [*winners, candidate])
-        except ValueError:
+        except InOnePlace:
             continue
         if limit is None or larger.parameters <= limit:
             winners, result = [*winners, candidate], larger
@@ -68,7 +74,7 @@ def fill(planted: nn.Module, blocks: Sequence[Mapping[str, Tensor]]) -> None:
     New filters did not see the other sites' new channels: their weights there are 0.
 
     Raises:
-        ValueError: two sites have blocks in one place; names it.
+        InOnePlace: two sites have blocks in one place; names it.
     """
     frozen = trunk_state(planted)
     with torch.no_grad():
@@ -77,7 +83,7 @@ def fill(planted: nn.Module, blocks: Sequence[Mapping[str, Tensor]]) -> None:
                 continue
             sources = [own[name] for own in blocks if name in own]
             if len(sources) != 1:
-                raise ValueError(f"blocks must have {name} once, got it {len(sources)} times")
+                raise InOnePlace(f"blocks must have {name} once, got it {len(sources)} times")
             _copy(name, sources[0], target, planted.get_submodule(name.rpartition(".")[0]))
 
 
@@ -89,7 +95,7 @@ def _copy(name: str, source: Tensor, target: Tensor, layer: nn.Module) -> None:
     columns = list(source.shape)
     columns[1:2] = [size + new for size in columns[1:2]]
     if not new or columns != list(target.shape):
-        raise ValueError(f"blocks: {name} must have the shape {list(target.shape)}, got {list(source.shape)}")
+        raise InOnePlace(f"blocks: {name} must have the shape {list(target.shape)}, got {list(source.shape)}")
     target.zero_()
     target[:, :start].copy_(source[:, :start])
     target[:, start + new :].copy_(source[:, start:])

@@ -53,10 +53,26 @@ class _Fused:
 def _can_fuse(model: nn.Module, precision: str) -> TypeGuard[PlantingNet]:
     if type(model) is not PlantingNet or model.batch_norm or precision != "float32" or not STATUS.loaded:
         return False
-    kinds = {**dict.fromkeys(LAYERS, nn.Conv2d), "fc1": nn.Linear, "fc2": nn.Linear}
-    plain = all(type(getattr(model, name)) is kind for name, kind in kinds.items())
-    hooked = any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
-    if not plain or hooked:
+    if not _is_as_made(model):
         return False
     weight = model.get_parameter("conv1.weight")
     return weight.device.type == "cpu" and weight.dtype in (torch.float32, torch.float64)
+
+
+def _is_as_made(model: PlantingNet) -> bool:
+    """Whether the layers are those that ``PlantingNet`` makes, whatever their widths: nothing is put in their place."""
+    kinds = {"relu": nn.ReLU, "pool": nn.MaxPool2d, "fc1": nn.Linear, "fc2": nn.Linear}
+    kinds |= dict.fromkeys(LAYERS, nn.Conv2d)
+    if any(type(getattr(model, name)) is not kind for name, kind in kinds.items()):
+        return False
+    modules = list(model.modules())
+    if any(m._forward_hooks or m._forward_pre_hooks or "forward" in vars(m) for m in modules):
+        return False
+    pool = model.get_submodule("pool")
+    window = (pool.kernel_size, pool.stride, pool.padding, pool.dilation, pool.ceil_mode, pool.return_indices)
+    return window == (2, 2, 0, 1, False, False) and all(_is_three_by_three(model.get_submodule(n)) for n in LAYERS)
+
+
+def _is_three_by_three(conv: nn.Module) -> bool:
+    geometry = (conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.groups, conv.padding_mode)
+    return geometry == ((3, 3), (1, 1), (1, 1), (1, 1), 1, "zeros") and conv.bias is not None

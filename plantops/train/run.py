@@ -38,6 +38,12 @@ class RunRecord:
     environment: dict[str, Any]
     metrics: list[dict[str, Any]]
 
+    @property
+    def split_seed(self) -> int:
+        """The seed of the held-out split."""
+        split = self.config.get("split_seed")
+        return int(self.config.get("seed", 0) if split is None else split)
+
     def of(self, kind: str) -> list[dict[str, Any]]:
         """The records of one kind, in order."""
         return [record for record in self.metrics if record.get("kind") == kind]

@@ -127,23 +127,34 @@ class Session:
         if self._logger is not None:
             self._logger(kind, fields)
 
-    def fit(self, key: str, make_trainer: Callable[[], Trainer], *, phase: str, name: str, **labels: Any) -> Finished:
+    def fit(
+        self,
+        key: str,
+        make_trainer: Callable[[], Trainer],
+        *,
+        phase: str,
+        name: str,
+        may_diverge: bool = False,
+        **labels: Any,
+    ) -> Finished:
         """Train to the end, once.
 
         Args:
             key: names this work in the run.
             make_trainer: called only when there is something left to train.
             phase, name, labels: go into every epoch's record.
+            may_diverge: the program can do without it: a training whose loss is not finite ends there.
 
         Returns:
             ``result`` holds the last epoch's ``train_loss``, ``train_accuracy``, ``val_loss``, ``val_accuracy``, ``lr``
             and the whole training's ``seconds``; ``tensors`` what changed, which the caller loads into its network.
 
         Raises:
-            RunError: the training loss of an epoch is not finite: there is no use in going on.
+            RunError: the training loss of an epoch is not finite, and must be.
         """
         part = Part(key, name, labels)
-        return self.fit_together([part], lambda: Alone(make_trainer(), name), phase=phase)[0]
+        indispensable = None if may_diverge else name
+        return self.fit_together([part], lambda: Alone(make_trainer(), indispensable), phase=phase)[0]
 
     def fit_together(
         self, parts: Sequence[Part], make_trainer: Callable[[], Together], *, phase: str

@@ -45,12 +45,12 @@ class Together(Protocol):
 class Alone:
     """A ``Trainer`` as the only one of several.
 
-    ``indispensable``: its name, where nothing else can take its place: it must not diverge. Of several candidates one
-    may.
+    ``indispensable``: its name, where nothing else can take its place: it must not diverge. Another one that diverges
+    ends there, with the loss that it has.
     """
 
     def __init__(self, trainer: Trainer, indispensable: str | None = None) -> None:
-        self._trainer, self._name = trainer, indispensable
+        self._trainer, self._name, self._diverged = trainer, indispensable, False
 
     @property
     def epoch(self) -> int:
@@ -58,12 +58,13 @@ class Alone:
 
     @property
     def finished(self) -> bool:
-        return self._trainer.finished
+        return self._diverged or self._trainer.finished
 
     def run_epoch(self) -> list[EpochResult]:
         """Raises RunError where the training loss is not finite and should be."""
         epoch = self._trainer.run_epoch()
-        if self._name is not None and not math.isfinite(epoch.train_loss):
+        self._diverged = not math.isfinite(epoch.train_loss)
+        if self._name is not None and self._diverged:
             raise RunError(
                 f"{self._name}: the training diverged, its loss in epoch {epoch.epoch} of {epoch.epochs} is "
                 f"{epoch.train_loss} at learning rate {epoch.lr:.3g}. Begin a run with a lower one."

@@ -107,6 +107,27 @@ def test_stopped_after_every_epoch(tmp_path: Path, optimizer: str, changes: dict
     assert not (tmp_path / "run" / "features").exists()
 
 
+@pytest.mark.parametrize("limited", [False, True])
+def test_stopped_in_rounds_that_grow_several_sites(tmp_path: Path, limited: bool) -> None:
+    changes: dict[str, Any] = {"sites_per_round": 2, "epochs": 4, "batch_size": 6, "crop": 0, "finetune_epochs": 0}
+    changes |= {"objective": "ce", "channels": 2}
+    whole = go(tmp_path / "whole", **changes)
+    assert whole is not None
+    # Together two sites lost against the best alone, then they won.
+    assert [record.grown for record in whole.rounds] == [None, "conv4", "conv5, conv4"]
+    if limited:  # the second best does not fit beside the best
+        changes["max_parameters"] = whole.rounds[2].parameters - 1
+        whole = go(tmp_path / "limited", **changes)
+        assert whole is not None
+        assert whole.rounds[2].grown != "conv5, conv4"
+        assert whole.rounds[2].parameters <= changes["max_parameters"]
+    result = go(tmp_path / "run", 3, **changes)
+    while result is None:
+        result = go(tmp_path / "run", 3, **changes)
+    assert records(tmp_path / "run") == records(tmp_path / ("limited" if limited else "whole"))
+    assert all(torch.equal(tensor, bits(whole.model)[name]) for name, tensor in bits(result.model).items())
+
+
 def test_stopped_between_growing_and_pruning(tmp_path: Path) -> None:
     model = wasteful()
     changes: dict[str, Any] = {"prune_every": 1, "epochs": 4, "lr": 0.05, "objective": "ce", "channels": 2}

@@ -62,6 +62,12 @@ def _hooked() -> nn.Module:
     return model
 
 
+def _changed(name: str, value: object) -> nn.Module:
+    model = network()
+    setattr(model, name, value)
+    return model
+
+
 def _planted() -> nn.Module:
     model = network()
     return plantops.plant(model, plantops.trace(model, (batch(torch.float32),))["conv2"], channels=2)
@@ -73,12 +79,34 @@ def _planted() -> nn.Module:
         (lambda: network(batch_norm=True), "float32"),
         (_hooked, "float32"),
         (_planted, "float32"),
+        (lambda: _changed("conv3", nn.Conv2d(7, 4, 3, padding=2, dilation=2)), "float32"),
+        (lambda: _changed("conv3", nn.Conv2d(7, 4, 3, padding=1, padding_mode="circular")), "float32"),
+        (lambda: _changed("conv3", nn.Conv2d(7, 4, 3, padding=1, bias=False)), "float32"),
+        (lambda: _changed("relu", nn.LeakyReLU(0.1)), "float32"),
+        (lambda: _changed("pool", nn.AvgPool2d(2)), "float32"),
+        (lambda: _changed("pool", nn.MaxPool2d(3, 2, 1)), "float32"),
+        (lambda: _changed("forward", lambda input: input.flatten(1)[:, :10]), "float32"),
         (lambda: nn.Sequential(nn.Conv2d(3, 4, 3)), "float32"),
         (network, "bf16"),
         (lambda: network().to(torch.bfloat16), "float32"),
         (lambda: network().to("meta"), "float32"),
     ],
-    ids=["batch norm", "hook", "planted", "other network", "autocast", "bfloat16", "no CPU"],
+    ids=[
+        "batch norm",
+        "hook",
+        "planted",
+        "dilation",
+        "border",
+        "no bias",
+        "slope",
+        "mean",
+        "window",
+        "forward",
+        "other network",
+        "autocast",
+        "bfloat16",
+        "no CPU",
+    ],
 )
 def test_the_modules_run_where_the_fused_forward_cannot_stand_in(make: Callable[[], nn.Module], precision: str) -> None:
     model = make()

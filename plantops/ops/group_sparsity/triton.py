@@ -171,13 +171,26 @@ class _Shape:
         return self.kernels * self.taps
 
 
-@lru_cache(maxsize=64)
-def _tables(shapes: tuple[_Shape, ...], groups: str, per_program: int, device: torch.device) -> tuple[Tensor, Tensor]:
+_Tables = tuple[Tensor, Tensor]
+_captured: dict[tuple[object, ...], _Tables] = {}
+"""The tables that CUDA graphs read: a replay does not ask for them, so they stay."""
+
+
+def _tables(shapes: tuple[_Shape, ...], groups: str, per_program: int, device: torch.device) -> _Tables:
     """The table of the layers, and for each program its layer and where it begins: for `groups`, or kernels ("").
 
-    Kept, so that a training that calls again and again with the same weights copies nothing to the device (and can be
-    captured as a CUDA graph once it has run).
+    Kept, so that a training that calls again and again with the same weights copies nothing to the device. Contiguous
+    and channels-last weights can be captured in a CUDA graph once the same call has run.
     """
+    key = (shapes, groups, per_program, device)
+    tables = _made_tables(*key)
+    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        _captured[key] = tables
+    return tables
+
+
+@lru_cache(maxsize=64)
+def _made_tables(shapes: tuple[_Shape, ...], groups: str, per_program: int, device: torch.device) -> _Tables:
     rows, programs = [], []
     values = kernels = 0
     for index, shape in enumerate(shapes):

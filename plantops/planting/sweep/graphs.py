@@ -52,10 +52,12 @@ class CudaGraphs:
     def warm_up(self, step: Step) -> None:
         current = torch.cuda.current_stream(self._device)
         self._stream.wait_stream(current)
-        with torch.random.fork_rng([self._device]), torch.cuda.stream(self._stream):
-            for _ in range(WARM_UP):
-                step()
-        current.wait_stream(self._stream)
+        try:
+            with torch.random.fork_rng([self._device]), torch.cuda.stream(self._stream):
+                for _ in range(WARM_UP):
+                    step()
+        finally:  # what a step that failed still does comes before what is done instead
+            current.wait_stream(self._stream)
 
     def capture(self, step: Step) -> Step:
         with torch.cuda.device(self._device):
@@ -74,9 +76,11 @@ class CudaGraphs:
         streams = self._side[: min(count, MOST_BRANCHES)]
         for stream in streams:
             stream.wait_stream(current)
-        yield [torch.cuda.stream(streams[place % len(streams)]) for place in range(count)]
-        for stream in streams:
-            current.wait_stream(stream)
+        try:
+            yield [torch.cuda.stream(streams[place % len(streams)]) for place in range(count)]
+        finally:
+            for stream in streams:
+                current.wait_stream(stream)
 
     def close(self) -> None:
         if self._graphs:

@@ -66,6 +66,7 @@ class ReplayedTrainer(SweepTrainer):
     def load(self, tensors: Sequence[Mapping[str, Tensor]], state: Mapping[str, Any], epoch: int) -> None:
         super().load(tensors, state, epoch)
         self._captured.forget()
+        self._refused = _said_already  # by the process that began
 
     def close(self) -> None:
         for learner in self._learners:
@@ -114,3 +115,7 @@ class ReplayedTrainer(SweepTrainer):
             finally:
                 for tensor, kept in zip(changing, before, strict=True):
                     tensor.copy_(kept)
+
+
+def _said_already(reason: str) -> None:
+    """What is refused again after a resume is in the records."""
