@@ -132,8 +132,13 @@ def load_teacher(
 
 
 def logits_folder(options: TeacherOptions, teacher: nn.Module | None) -> Path | None:
-    """Where the logits of a teacher that an earlier run trained are kept: beside that run, for the next one."""
-    return None if teacher is None or options.teacher is None else Path(options.teacher) / "logits"
+    """Where the logits of a teacher that an earlier run trained are kept: beside that run, for the next one.
+
+    None for a network of the user's own factory: what its code computes can change unseen.
+    """
+    if teacher is None or options.teacher is None or find_network(Path(options.teacher)).made_by is not None:
+        return None
+    return Path(options.teacher) / "logits"
 
 
 def carry_out(command: str, options: Any, device: torch.device, run: Run | None, work: Work) -> int:

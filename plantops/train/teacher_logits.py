@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from plantops._extension import STATUS
 from plantops.train.batches import Augment, Batch, epoch_batches, version_batches
 from plantops.train.data import ImageData
+from plantops.train.environment import INFORMATIVE, describe_environment
 from plantops.train.files import RunError, atomic_write_bytes
 from plantops.train.fused import fused
 
@@ -152,10 +154,10 @@ class TeacherLogits:
         """The file of a table: its name says all that its bits depend on."""
         if self._folder is None or not isinstance(self.teacher, nn.Module):
             return None
-        device = data.device.type if data.device.type == "cpu" else torch.cuda.get_device_name(data.device)
-        how = (torch.__version__, STATUS.loaded, device, torch.get_num_threads(), self._channels_last)
-        norm = (data.mean.tolist(), data.std.tolist())
-        text = f"{self.hash} {self._fingerprint(data)} {variants} {norm} {how}"
+        machine = {name: value for name, value in describe_environment().items() if name not in INFORMATIVE}
+        kernels = (STATUS.loaded, STATUS.info, os.environ.get("PLANTOPS_CPU_ISA"), torch.backends.cudnn.allow_tf32)
+        how = (str(data.device), self._channels_last, machine, kernels)
+        text = f"{self.hash} {self.teacher!r} {self._fingerprint(data)} {variants} {data.mean.tolist()} {data.std.tolist()} {how}"
         return self._folder / f"{hashlib.sha256(text.encode()).hexdigest()}.safetensors"
 
     def _fingerprint(self, data: ImageData) -> str:
