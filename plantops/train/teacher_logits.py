@@ -157,7 +157,8 @@ class TeacherLogits:
         machine = {name: value for name, value in describe_environment().items() if name not in INFORMATIVE}
         kernels = (STATUS.loaded, STATUS.info, os.environ.get("PLANTOPS_CPU_ISA"), torch.backends.cudnn.allow_tf32)
         how = (str(data.device), self._channels_last, machine, kernels)
-        text = f"{self.hash} {self.teacher!r} {self._fingerprint(data)} {variants} {data.mean.tolist()} {data.std.tolist()} {how}"
+        norm = (data.mean.tolist(), data.std.tolist())
+        text = f"{self.hash} {self.teacher!r} {self._fingerprint(data)} {variants} {norm} {how}"
         return self._folder / f"{hashlib.sha256(text.encode()).hexdigest()}.safetensors"
 
     def _fingerprint(self, data: ImageData) -> str:
