@@ -223,7 +223,7 @@ install_wheels() {
   done
 }
 
-# Each lease of a machine starts bare: the first stage that needs the compiled module builds it.
+# A machine may be new each time: the first stage that needs the compiled module builds it.
 built() { compgen -G 'plantops/_C*.so' >/dev/null; }
 
 packed() {

@@ -241,7 +241,6 @@ def published(name: str, what: str) -> str:
     rows = read(name)
     lines = paper.summary([{**row, **paper.numbers(row)} for row in rows])
     for line in lines:
-        line["network"] = line["network"].removesuffix(" (reduced)")
         line["parameters"] = f"{line['parameters']:,}"
         if line["published parameters"]:
             line["published parameters"] = f"{line['published parameters']:,}"

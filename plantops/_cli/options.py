@@ -99,15 +99,15 @@ class TeacherOptions:
     teacher_width: int = 32
     """Width of the teacher that is trained here."""
     teacher_epochs: int = 40
-    """Its epochs; 0 (with --model): it teaches as its factory makes it."""
+    """Epochs of the teacher; 0 (with --model): it teaches as its factory makes it."""
     teacher_lr: float = 0.1
-    """Its learning rate."""
+    """Learning rate of the teacher."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PlantOptions(DataOptions, MachineOptions, NetworkOptions, OptimizerOptions, TeacherOptions):
     preset: Literal["default", "paper"] = "default"
-    """Defaults for everything below: this package's, or the published procedure with nothing added."""
+    """Defaults of this package, or of the published procedure with nothing added: of lengths and rates, too."""
     model: str | None = None
     """Any network in the place of the paper's: torchvision:NAME, timm:NAME or package.module:factory."""
     sites: str = ""
@@ -131,9 +131,9 @@ class PlantOptions(DataOptions, MachineOptions, NetworkOptions, OptimizerOptions
     discriminator_lr: float = 1e-3
     """Learning rate of the discriminator of adversarial."""
     temperature: float = 1.0
-    """Of kl and kd."""
+    """Temperature of the distillation losses kl and kd."""
     alpha: float = 0.9
-    """Weight of the teacher in kd."""
+    """Weight of the teacher in the loss kd."""
     max_params: int | None = None
     """No network with more parameters."""
     max_rounds: int | None = 10
@@ -155,22 +155,22 @@ class PlantOptions(DataOptions, MachineOptions, NetworkOptions, OptimizerOptions
     joint_epochs: int = 0
     """Joint training of the whole network after every round; the next round freezes it again. 0: none, as published."""
     joint_lr: float = 0.05
-    """Its learning rate."""
+    """Learning rate of the joint training after a round."""
     finetune_epochs: int = 0
     """Joint training of the whole network after the search; 0: none, as published."""
     finetune_lr: float = 0.01
-    """Its learning rate."""
+    """Learning rate of the joint training after the search."""
     path_epochs: int | None = None
     """The joint training after the search goes on until the network's own path has had so many epochs in all: initial
     training, rounds, joint trainings."""
     uniform: str = ""
     """Widths of uniform networks to train for comparison, as in 16,32."""
     uniform_loss: Literal["ce", "kl"] = "kl"
-    """What they minimise."""
+    """What uniform networks minimise."""
     uniform_lr: float = 0.1
-    """Their learning rate."""
+    """Learning rate of uniform networks."""
     uniform_epochs: int | None = None
-    """Their epochs; default: as many as the planted network's own path had."""
+    """Epochs of uniform networks; default: as many as the planted network's own path had."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,9 +186,9 @@ class TrainOptions(DataOptions, MachineOptions, NetworkOptions, OptimizerOptions
     lr: float = 0.1
     """Learning rate."""
     temperature: float = 1.0
-    """Of kl and kd."""
+    """Temperature of the distillation losses kl and kd."""
     alpha: float = 0.9
-    """Weight of the teacher in kd."""
+    """Weight of the teacher in the loss kd."""
     label_smoothing: float = 0.0
     """Of ce and kd."""
     regularizer: Penalty | None = None
@@ -242,8 +242,8 @@ class PruneOptions(DataOptions, MachineOptions, OptimizerOptions):
     loss: Annotated[Literal["ce", "kl", "kd", "adversarial"], alias("--distill")] = "kd"
     """What it minimises."""
     temperature: float = 1.0
-    """Of kl and kd."""
+    """Temperature of the distillation losses kl and kd."""
     alpha: float = 0.9
-    """Weight of the teacher in kd."""
+    """Weight of the teacher in the loss kd."""
     discriminator_lr: float = 1e-3
     """Learning rate of the discriminator of adversarial."""

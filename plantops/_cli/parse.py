@@ -22,6 +22,13 @@ NOT_FROM_FILE = ("out", "command")
 """A new run made from a run's configuration goes to a folder of its own."""
 
 
+ABOUT = (
+    "The defaults are those of the data set that --data names (digits without it), and of --preset where there is one. "
+    "Besides: --config FILE takes options from a JSON file, such as a run's config.json; --resume RUN goes on with an "
+    "interrupted run."
+)
+
+
 def parse(kind: type[Options], command: str, arguments: Sequence[str], default: Options | None = None) -> Options:
     """The options of ``command``: flags over ``default``.
 
@@ -34,11 +41,11 @@ def parse(kind: type[Options], command: str, arguments: Sequence[str], default: 
     except ImportError:
         raise Mistake("the command line needs tyro and rich: pip install 'plantops[cli]'") from None
     said = io.StringIO()
+    about = ABOUT if hasattr(kind, "checkpoint_seconds") else None
     try:
         with contextlib.redirect_stderr(said):
-            if default is None:
-                return tyro.cli(kind, prog=f"plantops {command}", args=list(arguments))
-            return tyro.cli(kind, prog=f"plantops {command}", args=list(arguments), default=default)
+            call = {"prog": f"plantops {command}", "description": about, "args": list(arguments)}
+            return tyro.cli(kind, **call) if default is None else tyro.cli(kind, **call, default=default)
     except SystemExit as end:
         if end.code in (0, None):
             raise

@@ -159,7 +159,7 @@ def carry_out(command: str, options: Any, device: torch.device, run: Run | None,
             return running.interrupted(command, run)
         show(result)
         if options.report:
-            _report(run)
+            _report(run, getattr(options, "model", None))
         print(f'In Python: plantops.planting.load_network("{run.path}")')
     return 0
 
@@ -172,9 +172,9 @@ def show(result: ExperimentResult) -> None:
     running.show_table(running.network_rows(result.records), "Networks (test part read once, now)")
 
 
-def _report(run: Run) -> None:
+def _report(run: Run, model: str | None) -> None:
     """The report is an extra: without matplotlib the run is complete all the same."""
     try:
-        print(f"\nReport: {write(run.path)}")
+        print(f"\nReport: {write(run.path, model=model)}")
     except Mistake as missing:
         print(f"\nNo report: {missing}", file=sys.stderr)

@@ -20,7 +20,7 @@ from plantops.train.sources.base import DataError
 
 ROLES = ("teacher", "initial", "pruned", "planted", "finetuned")
 """Networks that are shown, in this order; of the last two the one that the run ended with."""
-SAMPLE, STEPS, Q, PERPLEXITY = 600, 500, 2.0, 30.0
+FEWEST, SAMPLE, STEPS, Q, PERPLEXITY = 20, 600, 500, 2.0, 30.0
 BATCH = 256
 
 
@@ -47,6 +47,8 @@ def embed_features(
     record = read_run(run_path)
     names = _names(Path(run_path), record)
     val = _held_out(record, data_root)
+    if len(val) < FEWEST:
+        raise NoFeatures(f"features are shown of {FEWEST} held-out images or more, the run has {len(val)}")
     seed = int(record.config.get("seed", 0))
     chosen = torch.randperm(len(val), generator=generator(seed, "features"))[:SAMPLE]
     images, labels = val.normalise(val.images[chosen]), val.labels[chosen]
