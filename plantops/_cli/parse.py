@@ -44,7 +44,7 @@ def parse(kind: type[Options], command: str, arguments: Sequence[str], default: 
     about = ABOUT if hasattr(kind, "checkpoint_seconds") else None
     try:
         with contextlib.redirect_stderr(said):
-            call = {"prog": f"plantops {command}", "description": about, "args": list(arguments)}
+            call: dict[str, Any] = {"prog": f"plantops {command}", "description": about, "args": list(arguments)}
             return tyro.cli(kind, **call) if default is None else tyro.cli(kind, **call, default=default)
     except SystemExit as end:
         if end.code in (0, None):
