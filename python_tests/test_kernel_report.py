@@ -58,7 +58,7 @@ def test_one_configuration_of_each_kernel_compiles_without_a_stack():
         assert int(shared) <= 164 * 1024, name  # the least of the architectures, sm_80
 
 
-def test_usage_of_a_cubin_that_spills(monkeypatch):
+def test_usage_of_a_cubin_that_spills(monkeypatch, tmp_path: Path):
     sys.path.insert(0, str(ROOT / "tools"))
     try:
         import kernel_report
@@ -77,6 +77,11 @@ Resource usage:
     monkeypatch.setattr(kernel_report.subprocess, "run", lambda *a, **k: subprocess.CompletedProcess(a, 0, said, ""))
     assert list(kernel_report.usage(Path("any.cubin"))) == [("good", 32, 0, 1024), ("bad", 255, 424, 0)]
     row = kernel_report.Row("triton", "bad", "sm_90", 255, 424, 0, "")
+    monkeypatch.undo()
     monkeypatch.setattr(kernel_report, "report", lambda *a: iter([row]))
-    monkeypatch.setattr(sys, "argv", ["kernel_report.py"])
+    monkeypatch.setattr(sys, "argv", ["kernel_report.py", "--csv", str(tmp_path / "report.csv")])
+    monkeypatch.setenv("PLANTOPS_COMMIT", "abc123")
     assert kernel_report.main() == 1
+    header, line = (tmp_path / "report.csv").read_text().splitlines()
+    assert header == "compiler,kernel,architecture,registers,stack,shared,configuration,commit"
+    assert line == "triton,bad,sm_90,255,424,0,,abc123"

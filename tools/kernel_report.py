@@ -128,6 +128,14 @@ def nvcc_version() -> str:
 
 
 @cache
+def commit() -> str:
+    """The commit of the sources, or that of PLANTOPS_COMMIT where they came without history."""
+    described = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12"]
+    found = subprocess.run(described, capture_output=True, text=True)
+    return os.environ.get("PLANTOPS_COMMIT") or found.stdout.strip() or "unknown"
+
+
+@cache
 def demangled(name: str) -> str:
     """The C++ name, where a program that knows it is there."""
     for program in ("cu++filt", "c++filt"):
@@ -175,9 +183,9 @@ def main() -> int:
     if options.csv:
         options.csv.parent.mkdir(parents=True, exist_ok=True)
         with options.csv.open("w", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(field.name for field in fields(Row))
-            writer.writerows(astuple(row) for row in rows)
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow([*(field.name for field in fields(Row)), "commit"])
+            writer.writerows((*astuple(row), commit()) for row in rows)
     spilling = [row for row in rows if row.stack]
     print(f"{len(rows)} kernels, {len(spilling)} with a stack")
     return 1 if spilling or not rows else 0
