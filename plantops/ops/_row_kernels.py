@@ -32,7 +32,7 @@ class RowConfig:
 WHOLE_ROWS = ((1024, 4), (4096, 8))
 ELEMENTS = 1024  # of one program, for narrow rows
 SUMMED_AT_ONCE = 8192  # losses: few iterations for the one program that adds them
-ENOUGH_REGISTERS = 128  # of a thread, for kernels that spill a word to fit 64 when nothing is said
+ENOUGH_REGISTERS = 240  # of a thread, for kernels that spill a word to fit 64 when nothing is said
 STREAMED = RowConfig(rows=1, block=2048, num_warps=8)
 
 
