@@ -143,7 +143,8 @@ def summary(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     lines = []
     for name in dict.fromkeys(row["row"] for row in rows):
         own = [row for row in rows if row["row"] == name]
-        published = PUBLISHED.get(own[0]["dataset"], {}).get(name, ("", "", ""))
+        whole = own[-1]["train_fraction"] == 1
+        published = PUBLISHED.get(own[0]["dataset"], {}).get(name, ("", "", "")) if whole else ("", "", "")
         accuracies = [100 * row["test_accuracy"] for row in own]
         lines.append({
             "network": name + (" (reduced)" if own[0]["reduced"] else ""), "seeds": len(own),
@@ -160,12 +161,12 @@ def summary(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def numbers(row: Mapping[str, str]) -> dict[str, Any]:
     """What ``summary`` computes with, from the text of a CSV row."""
-    names = ("test_accuracy", "test_loss", "train_loss", "parameters")
+    names = ("test_accuracy", "test_loss", "train_loss", "parameters", "train_fraction")
     return {**{name: float(row[name]) for name in names}, "epochs": int(row["epochs"] or 0), "reduced": False}
 
 
-def plot(lines: Sequence[dict[str, Any]], dataset: str, path: Path) -> None:
-    """Test accuracy and loss against parameters, ours and the published ones."""
+def plot(lines: Sequence[dict[str, Any]], title: str, published: Mapping[str, Sequence[float]], path: Path) -> None:
+    """Test accuracy and loss against parameters, ours (medians over seeds) and the published ones."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -173,7 +174,7 @@ def plot(lines: Sequence[dict[str, Any]], dataset: str, path: Path) -> None:
 
     figure, panels = pyplot.subplots(1, 2, figsize=(11, 4.5))
     for axes, what, place in zip(panels, ("test accuracy", "test loss"), (2, 1), strict=True):
-        for name, values in PUBLISHED.get(dataset, {}).items():
+        for name, values in published.items():
             axes.plot(values[0], values[place], "x", color="grey")
             axes.annotate(
                 name, (values[0], values[place]), fontsize=6, color="grey", xytext=(3, -8), textcoords="offset points"
@@ -187,7 +188,7 @@ def plot(lines: Sequence[dict[str, Any]], dataset: str, path: Path) -> None:
         axes.set_xlabel("parameters")
         axes.set_ylabel(f"{what} (%)" if what == "test accuracy" else f"{what} (nats)")
         axes.grid(alpha=0.3)
-    figure.suptitle(f"{dataset}: this package (dots, medians over seeds) and the publication (grey)")
+    figure.suptitle(title + (": this package (dots) and the publication (grey)" if published else ""))
     figure.tight_layout()
     figure.savefig(path)
 
@@ -228,7 +229,9 @@ def main(given: Sequence[str] | None = None) -> int:
     share = "" if args.train_fraction == 1 else f"_{args.train_fraction:g}"
     name = f"paper_{args.dataset}{share}{'_reduced' if args.reduced else ''}"
     csv = write_csv(args.out / f"{name}.csv", rows)
-    plot(lines, args.dataset, args.out / f"{name}.svg")
+    published = {} if share else PUBLISHED.get(args.dataset, {})
+    title = args.dataset if not share else f"{args.dataset}, {args.train_fraction:.0%} of the training images"
+    plot(lines, title, published, args.out / f"{name}.svg")
     columns = list(lines[0])
     print(f"\n{table(lines, columns)}\n\n{csv}")
     return 0

@@ -240,9 +240,11 @@ def published(name: str, what: str) -> str:
     """The table of the publication with our networks in it."""
     rows = read(name)
     lines = paper.summary([{**row, **paper.numbers(row)} for row in rows])
+    if not any(line["published parameters"] for line in lines):
+        lines = [{name: value for name, value in line.items() if not name.startswith("published")} for line in lines]
     for line in lines:
         line["parameters"] = f"{line['parameters']:,}"
-        if line["published parameters"]:
+        if line.get("published parameters"):
             line["published parameters"] = f"{line['published parameters']:,}"
     header = list(lines[0])
     return f"{what} {provenance(rows[0])}. Raw: `benchmarks/results/{name}.csv`.\n\n" + markdown(

@@ -147,7 +147,8 @@ def row_of(job: Job, folder: Path, reduced: bool) -> dict[str, Any]:
     network = networks[-1]
     machine = run.environment
     return {
-        "dataset": run.config["data"], "row": job.row, "seed": job.seed, "reduced": reduced,
+        "dataset": run.config["data"], "train_fraction": run.config.get("train_fraction", 1.0), "row": job.row,
+        "seed": job.seed, "reduced": reduced,
         "parameters": network["parameters"], "macs": network["macs"],
         **{name: network[name] for part in ("train", "val", "test") for name in (f"{part}_loss", f"{part}_accuracy")},
         "widths": "-".join(map(str, network["widths"].values())), "epochs": network["epochs"],

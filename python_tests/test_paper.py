@@ -115,7 +115,7 @@ def test_published_parameters_are_those_of_the_networks(paper: Any) -> None:
 
 def test_medians_over_seeds_beside_the_published_figures(paper: Any) -> None:
     row = {"dataset": "cifar10", "row": "uniform-8-kl", "reduced": True, "parameters": 20_362}
-    row |= {"epochs": 20, "train_loss": 0.5}
+    row |= {"epochs": 20, "train_loss": 0.5, "train_fraction": 1.0}
     rows = [
         {**row, "test_loss": loss, "test_accuracy": share} for loss, share in ((0.9, 0.7), (0.8, 0.72), (0.7, 0.71))
     ]
@@ -128,3 +128,5 @@ def test_medians_over_seeds_beside_the_published_figures(paper: Any) -> None:
         2.0,
     )
     assert (line["published parameters"], line["published loss"], line["published accuracy"]) == (20_362, 0.8245, 71.69)
+    (line,) = paper.summary([{**row, "train_fraction": 0.1} for row in rows])
+    assert line["published loss"] == ""  # of all images
