@@ -181,9 +181,8 @@ def plot(lines: Sequence[dict[str, Any]], title: str, published: Mapping[str, Se
             )
         for line in lines:
             axes.plot(line["parameters"], line[what], "o")
-            axes.annotate(
-                line["network"], (line["parameters"], line[what]), fontsize=6, xytext=(3, 3), textcoords="offset points"
-            )
+            name = line["network"].removesuffix(" (reduced)")
+            axes.annotate(name, (line["parameters"], line[what]), fontsize=6, xytext=(3, 3), textcoords="offset points")
         axes.set_xscale("log")
         axes.set_xlabel("parameters")
         axes.set_ylabel(f"{what} (%)" if what == "test accuracy" else f"{what} (nats)")
@@ -230,7 +229,8 @@ def main(given: Sequence[str] | None = None) -> int:
     name = f"paper_{args.dataset}{share}{'_reduced' if args.reduced else ''}"
     csv = write_csv(args.out / f"{name}.csv", rows)
     published = {} if share else PUBLISHED.get(args.dataset, {})
-    title = args.dataset if not share else f"{args.dataset}, {args.train_fraction:.0%} of the training images"
+    title = args.dataset + (", reduced" if args.reduced else "")
+    title += f", {args.train_fraction:.0%} of the training images" if share else ""
     plot(lines, title, published, args.out / f"{name}.svg")
     columns = list(lines[0])
     print(f"\n{table(lines, columns)}\n\n{csv}")
