@@ -63,4 +63,5 @@ def test_peak_bytes_sees_what_is_held_on_the_way() -> None:
     measured = peak_bytes(lambda: torch.ones(megabytes << 18).sum(), "cpu")
     if measured == "":
         pytest.skip("this system does not let a process reset its peak")
-    assert megabytes << 20 <= int(measured) < 2 * (megabytes << 20)
+    # The system counts resident pages in batches: it may be some dozens of them short.
+    assert (megabytes - 1) << 20 <= int(measured) < 2 * (megabytes << 20)
