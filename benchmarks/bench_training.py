@@ -27,8 +27,9 @@ from plantops.models import PlantingNet, planting_net
 from plantops.train.fused import fused, is_fused
 
 COLUMNS = ("width", "batch", "variant", "p20_ms", "p50_ms", "p80_ms", "over_fused")
-TOLERANCE = 1e-4
-"""Relative L2 error of all gradients together: ReLU and pooling flip where two values are near."""
+TOLERANCE = 5e-3
+"""Relative L2 error of all gradients together. One ReLU or pool whose values are near flips between float32 and float64
+and moves them by 1e-3; in float64 the fused ones are tested to 1e-11 (python_tests/train/test_fused.py)."""
 
 
 def variants(model: PlantingNet, compiled: bool) -> dict[str, tuple[nn.Module, Callable[[Tensor], Tensor]]]:
