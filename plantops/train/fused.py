@@ -1,7 +1,6 @@
 """The paper's networks on a CPU, each convolution with the ReLU and the pooling behind it as one call of our kernels.
 
-Narrow convolutions over large images are where general libraries are slowest: a training step takes a half to a quarter
-of the time that the modules take one by one (`benchmarks/bench_training.py`).
+Narrow convolutions over large images are where general libraries are slowest (`benchmarks/bench_training.py`).
 """
 
 from __future__ import annotations
