@@ -54,7 +54,10 @@ FACTORS: Mapping[str, Mapping[str, str]] = {
 }
 """Levels of each factor: what they change in the base. A level that the base has already is not run again."""
 
-TOY = {"channels": {"1": "--channels 1", "4": "--channels 4"}, "choice": FACTORS["choice"]}
+TOY = {
+    "channels": {"1": "--channels 1", "4": "--channels 4"},
+    "choice": {"loss per parameter": "--select loss_per_parameter"},
+}
 
 
 def jobs(args: argparse.Namespace) -> dict[tuple[str, str], list[Job]]:

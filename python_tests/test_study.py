@@ -53,15 +53,15 @@ def test_a_study_is_runs_and_a_table(tmp_path: Path) -> None:
     with (tmp_path / "out" / "study_digits.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     named = [(row["factor"], row["level"], row["seed"]) for row in rows]
-    levels = [("channels", "1"), ("channels", "4"), ("choice", "held-out loss"), ("choice", "loss per parameter")]
+    levels = [("channels", "1"), ("channels", "4"), ("choice", "loss per parameter")]
     assert named == [("base", "", "0"), ("base", "", "1"), *((*level, "0") for level in levels)]
     assert not [name for name in rows[0] if name.startswith("test")]
     sizes = {row["level"]: int(row["parameters"]) for row in rows}
     assert sizes["1"] < sizes["4"]
     assert (tmp_path / "out" / "study_digits.svg").stat().st_size > 5_000
     again = call(*script)
-    assert "/6: " in done.stdout
-    assert "/6: " not in again.stdout  # nothing is trained again
+    assert "/5: " in done.stdout
+    assert "/5: " not in again.stdout  # nothing is trained again
 
 
 @pytest.fixture
