@@ -152,8 +152,16 @@ def row_of(job: Job, folder: Path, reduced: bool) -> dict[str, Any]:
         "parameters": network["parameters"], "macs": network["macs"],
         **{name: network[name] for part in ("train", "val", "test") for name in (f"{part}_loss", f"{part}_accuracy")},
         "widths": "-".join(map(str, network["widths"].values())), "epochs": network["epochs"],
-        "seconds": round(network["train_seconds"], 1), "config": json.dumps(run.config, sort_keys=True),
+        "seconds": round(network["train_seconds"], 1), "config": json.dumps(_portable(run.config), sort_keys=True),
         "hardware": (machine["gpus"] or [machine["cpu"]])[0], "cpu": machine["cpu"], "threads": machine["threads"],
         "torch": machine["torch"], "python": machine["python"], "plantops": machine["plantops"], "commit": commit(),
         "date": datetime.date.fromtimestamp((folder / "config.json").stat().st_mtime).isoformat(),
     }  # fmt: skip
+
+
+def _portable(config: dict[str, Any]) -> dict[str, Any]:
+    """The configuration without the paths of one machine; a teacher keeps the name of its run."""
+    kept = {name: value for name, value in config.items() if name not in ("data_root", "out")}
+    if kept.get("teacher"):
+        kept["teacher"] = Path(kept["teacher"]).name
+    return kept
