@@ -19,10 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from harness import RESULTS, table, write_csv
-from runs import Job, finish, row_of
-
-from plantops._cli.mistakes import INTERRUPTED
-from plantops.train.run import RunError
+from runs import Job, finish, row_of, script
 
 PUBLISHED = {"teacher": 95.81, "ce": 92.54, "kd-5": 92.98, "adversarial": 93.91}
 """Test accuracy in percent, WRN-10-4 from WRN-40-10 after 200 epochs: Xu, Hsu, Huang, arXiv 1709.00513."""
@@ -117,10 +114,4 @@ def main(given: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        raise SystemExit(main())
-    except RunError as error:
-        raise SystemExit(f"adversarial_cifar10.py: {error}") from None
-    except KeyboardInterrupt:
-        print("\nStopped. Call again to go on.")
-        raise SystemExit(INTERRUPTED) from None
+    script(main, "adversarial_cifar10.py")

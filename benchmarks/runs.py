@@ -13,12 +13,12 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from plantops._cli.mistakes import INTERRUPTED
 from plantops.bench.record import commit
 from plantops.cli import main as plantops
-from plantops.train.run import Run, read_run
+from plantops.train.run import Run, RunError, read_run
 from plantops.train.session import Session
 
 
@@ -157,6 +157,17 @@ def row_of(job: Job, folder: Path, reduced: bool) -> dict[str, Any]:
         "torch": machine["torch"], "python": machine["python"], "plantops": machine["plantops"], "commit": commit(),
         "date": datetime.date.fromtimestamp((folder / "config.json").stat().st_mtime).isoformat(),
     }  # fmt: skip
+
+
+def script(main: Callable[[], int], name: str) -> NoReturn:
+    """Ends the process as ``main`` does; a mistake, and Ctrl-C, in one line."""
+    try:
+        raise SystemExit(main())
+    except RunError as error:
+        raise SystemExit(f"{name}: {error}") from None
+    except KeyboardInterrupt:
+        print("\nStopped. Call again to go on.")
+        raise SystemExit(INTERRUPTED) from None
 
 
 def _portable(config: dict[str, Any]) -> dict[str, Any]:

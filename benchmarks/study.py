@@ -18,10 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from harness import RESULTS, table, write_csv
-from runs import Job, finish, row_of
+from runs import Job, finish, row_of, script
 
-from plantops._cli.mistakes import INTERRUPTED
-from plantops.train.run import RunError, read_run
+from plantops.train.run import read_run
 
 BASE = {
     "cifar10": "--train-fraction 0.4 --threads 1 --crop 0 --flip --max-params 40600 --initial-epochs 2 --channels 16 "
@@ -208,10 +207,4 @@ def main(given: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        raise SystemExit(main())
-    except RunError as error:
-        raise SystemExit(f"study.py: {error}") from None
-    except KeyboardInterrupt:
-        print("\nStopped. Call again to go on.")
-        raise SystemExit(INTERRUPTED) from None
+    script(main, "study.py")

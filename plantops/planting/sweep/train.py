@@ -12,17 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from plantops.planting.sweep.features import Features
 from plantops.planting.sweep.graphs import Branches
 from plantops.planting.sweep.program import Program
-from plantops.planting.sweep.trunk import Values
 from plantops.planting.trunk import planted_parameters, trunk_state
 from plantops.train.batches import Batch, eval_batches
 from plantops.train.data import ImageData
 from plantops.train.loop import EVAL_BATCH, EpochResult, Feed, Learner, Score, Tally, autocast, load_tensors
 from plantops.train.objectives import full_precision
 from plantops.train.recipe import Recipe
-
-Features = Callable[[Batch], Values]
 
 
 @dataclass
