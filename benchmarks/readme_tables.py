@@ -175,6 +175,7 @@ def _sweep_parts(rows: list[Row]) -> str:
         body = [
             [
                 row["variant"],
+                row["rounds"],
                 f"{float(row['seconds']):.2f}",
                 f"{float(row['ratio']):.1f}x",
                 megabytes(row["peak_bytes"]),
@@ -183,9 +184,9 @@ def _sweep_parts(rows: list[Row]) -> str:
         ]
         first = searches[0]
         text += (
-            f"\nA search of {first['rounds']} rounds on {first['images']} images, {first['epochs']} epochs a round, "
-            f"held-out scores included, w={first['width']}, {first['channels']} channels:\n\n"
-            + markdown(["variant", "s", "to the shared sweep", "memory beyond what was held before, MB"], body)
+            f"\nA whole search on {first['images']} images, {first['epochs']} epochs a round, held-out scores and "
+            f"compilation included, w={first['width']}, {first['channels']} channels:\n\n"
+            + markdown(["variant", "rounds", "s", "to the shared sweep", "memory beyond that before, MB"], body)
         )
     return text
 

@@ -5,13 +5,15 @@
 Every search is a run of ``plantops plant`` in a folder of its own below ``--resume``: stopped at any time and called
 again, it goes on. All have the same budget of parameters and, unless a factor says otherwise, of epochs on the
 network's own path. The base is run for ``--seeds`` seeds, which shows what differs by chance; the other levels for
-one, or as many as ``--seeds-of-levels`` says. Decided on the held-out part alone: the test part is not in the results.
+one, or as many as ``--seeds-of-levels`` says; ``--together`` adds levels that change several things at once. Decided on
+the held-out part alone: the test part is not in the results.
 Ends in a table, benchmarks/results/study_DATASET.csv and .svg. ``--dataset digits`` is a toy.
 """
 
 from __future__ import annotations
 
 import argparse
+import re
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,8 +25,9 @@ from runs import Job, finish, row_of, script
 from plantops.train.run import read_run
 
 BASE = {
-    "cifar10": "--train-fraction 0.4 --threads 1 --crop 0 --flip --max-params 40600 --initial-epochs 2 --channels 16 "
-    "--epochs 1 --sites-per-round 3 --select loss_per_parameter --finetune-epochs 8 --finetune-lr 0.1 --path-epochs 20",
+    "cifar10": "--train-fraction 0.4 --threads 1 --crop 0 --flip --max-params 40600 --initial-epochs 2 "
+    "--channels 16 --epochs 1 --sites-per-round 3 --select loss_per_parameter --finetune-epochs 8 --finetune-lr 0.05 "
+    "--path-epochs 20",
     "digits": "--max-rounds 1 --width 2 --initial-epochs 4 --epochs 3 --max-params 6000",
 }
 """A search that a CPU does in minutes; what is not named here is the default of the command line."""
@@ -34,10 +37,14 @@ FACTORS: Mapping[str, Mapping[str, str]] = {
         "never": "--finetune-epochs 0 --path-epochs 0 --initial-epochs 16",
         "after each round": "--joint-epochs 2",
     },
-    "rate of joint training": {"0.05": "--finetune-lr 0.05", "0.2": "--finetune-lr 0.2"},
-    "temperature": {"2": "--temperature 2", "4": "--temperature 4"},
+    "rate of joint training": {rate: f"--finetune-lr {rate}" for rate in ("0.02", "0.05", "0.1", "0.2")},
+    "temperature": {
+        "2": "--temperature 2",
+        "2, times T^2": "--loss kd --alpha 1 --temperature 2",
+        "4, times T^2": "--loss kd --alpha 1 --temperature 4",
+    },
     "choice": {"held-out loss": "--select loss"},
-    "channels": {"4": "--channels 4", "8": "--channels 8", "32": "--channels 32"},
+    "channels": {str(number): f"--channels {number}" for number in (1, 2, 4, 8, 32)},
     "sites a round": {"1": "--sites-per-round 1", "5": "--sites-per-round 5"},
     "initial epochs": {"6": "--initial-epochs 6"},
     "epochs of a candidate": {"3": "--epochs 3"},
@@ -45,7 +52,7 @@ FACTORS: Mapping[str, Mapping[str, str]] = {
     "initialisation": {"kaiming": "--init kaiming", "copy": "--init copy"},
     "objective": {"kd, alpha 0.9, T 2": "--loss kd --alpha 0.9 --temperature 2"},
     "weight decay": {"0": "--weight-decay 0", "2e-3": "--weight-decay 2e-3"},
-    "augmentation": {"none": "--no-flip"},
+    "augmentation": {"none": "--no-flip", "crops and flips": "--crop 4"},
     "fc1": {"grows": "--grow-linear"},
     "schedule": {"cosine": "--schedule cosine"},
     "optimizer": {"adamw": "--optimizer adamw --lr 0.003 --initial-lr 0.003 --finetune-lr 0.003"},
@@ -70,12 +77,13 @@ def jobs(args: argparse.Namespace) -> dict[tuple[str, str], list[Job]]:
     if unknown:
         raise SystemExit(f"study.py: --factors must be of {', '.join(factors)}; got {unknown[0]!r}")
     levels = {("base", ""): ""} | {(name, level): factors[name][level] for name in wanted for level in factors[name]}
+    levels |= {("together", changes): changes for changes in args.together}
     found: dict[tuple[str, str], list[Job]] = {}
     for (factor, level), changes in levels.items():
         own = changes.split()
         if own and _is_in(own, base):
             continue
-        name = f"{factor} {level}".strip().replace(" ", "-").replace(",", "")
+        name = "-".join(re.findall(r"[\w.]+", f"{factor} {level}"))
         seeds = args.seeds if factor == "base" else args.seeds_of_levels
         found[factor, level] = [
             Job(
@@ -181,6 +189,13 @@ def arguments(given: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--resume", required=True, help="folder of the runs; made when it is not there")
     parser.add_argument("--base", default="", help="options that change the base")
     parser.add_argument("--factors", default="", help="these factors only, between commas")
+    parser.add_argument(
+        "--together",
+        action="append",
+        default=[],
+        metavar="OPTIONS",
+        help="one level more, which changes all this at once: '--lr 0.05 --init copy'; may be given again",
+    )
     parser.add_argument("--seeds", type=int, default=3, help="of the base")
     parser.add_argument("--seeds-of-levels", type=int, default=1)
     parser.add_argument("--minutes", type=float, help="stop after so many minutes; call again to go on")

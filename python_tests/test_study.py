@@ -88,6 +88,16 @@ def test_levels_change_the_base_and_nothing_else(study: Any, taught: Path) -> No
     assert "--flip" not in flips
 
 
+def test_levels_together_change_several_things_of_the_base(study: Any, taught: Path) -> None:
+    changes = "--lr 0.02 --channels 8"
+    given = ["--teacher", str(taught), "--resume", "R", "--together", changes, "--together", "--no-flip"]
+    found = study.jobs(study.arguments([*given, "--seeds-of-levels", "2"]))
+    jobs = found["together", changes]
+    assert [job.name for job in jobs] == ["together-lr-0.02-channels-8-0", "together-lr-0.02-channels-8-1"]
+    assert jobs[1].arguments[jobs[1].arguments.index("--channels") + 1] == "8"
+    assert "--no-flip" in found["together", "--no-flip"][0].arguments
+
+
 def test_differences_are_to_the_base_of_the_same_seeds(study: Any) -> None:
     row = {"parameters": 100, "widths": "1-1", "rounds": 2, "epochs": 5, "val_accuracy": 0.5, "seconds": 60.0}
     losses = [("base", "", 0, 1.0), ("base", "", 1, 1.4), ("channels", "4", 0, 0.9), ("channels", "4", 2, 1.9)]
