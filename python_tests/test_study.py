@@ -90,7 +90,7 @@ def test_levels_change_the_base_and_nothing_else(study: Any, taught: Path) -> No
 
 def test_levels_together_change_several_things_of_the_base(study: Any, taught: Path) -> None:
     changes = "--lr 0.02 --channels 8"
-    given = ["--teacher", str(taught), "--resume", "R", "--together", changes, "--together", "--no-flip"]
+    given = ["--teacher", str(taught), "--resume", "R", "--together", changes, "--together=--no-flip"]
     found = study.jobs(study.arguments([*given, "--seeds-of-levels", "2"]))
     jobs = found["together", changes]
     assert [job.name for job in jobs] == ["together-lr-0.02-channels-8-0", "together-lr-0.02-channels-8-1"]
