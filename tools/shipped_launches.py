@@ -15,6 +15,7 @@ from plantops.ops.group_sparsity import triton as sparsity
 from plantops.ops.kl_div_logits import triton as kl
 from plantops.ops.planted_conv2d import triton as conv
 from plantops.ops.planted_conv2d.triton_common import DOUBLES
+from plantops.ops.planted_linear import triton as linear
 from plantops.ops.qsne_kl import triton as qsne
 
 ROWS = 4096
@@ -35,6 +36,13 @@ CONVOLUTIONS = {
     ("float32", "ieee"): [(MIDDLE, LAST, PLAIN), (LARGE, FIRST, PLAIN), (MIDDLE, LAST, POOLED)],
     ("float64", "ieee"): [(MIDDLE, LAST, PLAIN), (MIDDLE, FIRST, POOLED)],
 }  # fmt: skip
+# Rows, features, planted ones: the hidden layer of a transformer's block, and one with features that no vector divides.
+LINEARS = {
+    ("bfloat16", "ieee"): [(8192, 768, 64), (8192, 770, 3)],
+    ("float16", "ieee"): [(8192, 768, 64)],
+    ("float32", "tf32"): [(8192, 768, 64)],
+    ("float32", "ieee"): [(8192, 768, 64)],
+}
 LOSSES = {
     "float32": (10, 100, 1000, 4096, 32768),
     "bfloat16": (10, 100, 1000, 4096, 32768),
@@ -62,13 +70,16 @@ def meta(*shape: int, dtype: torch.dtype, layout: torch.memory_format = FIRST) -
 
 @contextmanager
 def float32_precision(precision: str) -> Iterator[None]:
-    """torch's flag for float32 convolutions set to "tf32" or "ieee"."""
-    before = torch.backends.cudnn.conv.fp32_precision  # type: ignore[attr-defined]
-    torch.backends.cudnn.conv.fp32_precision = precision  # type: ignore[attr-defined]
+    """torch's flags for float32 convolutions and matrix products set to "tf32" or "ieee"."""
+    flags = (torch.backends.cudnn.conv, torch.backends.cuda.matmul)  # type: ignore[attr-defined]
+    before = [flag.fp32_precision for flag in flags]
+    for flag in flags:
+        flag.fp32_precision = precision
     try:
         yield
     finally:
-        torch.backends.cudnn.conv.fp32_precision = before  # type: ignore[attr-defined]
+        for flag, value in zip(flags, before, strict=True):
+            flag.fp32_precision = value
 
 
 def run_convolution(
@@ -91,6 +102,18 @@ def run_convolution(
         positions if pool > 1 else None, (side, side), (side, side), *geometry, planted, activation, pool, "planted",
         (True, True, True, True, added),
     )  # fmt: skip
+
+
+def run_linear(shape: tuple[int, int, int], dtype: torch.dtype) -> None:
+    """Forward with an addend, and backward, of as many features in as out, planted on both sides."""
+    count, old, new = shape
+    x, weight, weight_out = (meta(*size, dtype=dtype) for size in ((count, old + new), (old, old), (new, old + new)))
+    weight_in, bias, bias_out = (meta(*size, dtype=dtype) for size in ((old, new), (old,), (new,)))
+    for addend, activation in ((None, "none"), (torch.empty_like(x), "relu")):
+        y = linear.forward(x, weight, weight_out, weight_in, bias, bias_out, old, addend, activation)
+        saved = y if activation == "relu" else None
+        mask = (True, True, True, True, addend is not None)
+        linear.backward(torch.empty_like(y), x, weight, weight_out, weight_in, saved, old, activation, "planted", mask)
 
 
 def run_losses(classes: int, dtype: torch.dtype) -> None:
@@ -136,6 +159,10 @@ def launches() -> list[Launch]:
             with float32_precision(precision):
                 for shape, layout, epilogue in cases:
                     run_convolution(shape, layout, epilogue, getattr(torch, name))
+        for (name, precision), sizes in LINEARS.items():
+            with float32_precision(precision):
+                for size in sizes:
+                    run_linear(size, getattr(torch, name))
         for name, widths in LOSSES.items():
             for classes in widths:
                 run_losses(classes, getattr(torch, name))

@@ -6,6 +6,7 @@ from conv_cases import Case, Problem
 from torch import Tensor
 
 from plantops.ops import _triton
+from plantops.ops._precision import of_convolutions
 from plantops.ops.planted_conv2d import reference
 from plantops.ops.planted_conv2d.triton_config import PROGRAMS, STEPS, Config, splits, tile
 
@@ -14,7 +15,6 @@ if _triton.why_not("cpu"):
     pytest.skip(_triton.why_not("cpu"), allow_module_level=True)
 
 from plantops.ops.planted_conv2d import triton as ours
-from plantops.ops.planted_conv2d.triton_common import precision_of
 
 F64 = torch.float64
 # Two tiles and a rest of pixels, filters and input channels.
@@ -141,13 +141,13 @@ def test_tiles_follow_the_shape():
 
 
 def test_float32_follows_torchs_flag(monkeypatch):
-    assert precision_of(torch.bfloat16) == "ieee"  # it has no choice
+    assert of_convolutions(torch.bfloat16) == "ieee"  # it has no choice
     flags = torch.backends.cudnn.conv
     before = flags.fp32_precision
     try:
         for value in ("tf32", "ieee"):
             flags.fp32_precision = value
-            assert precision_of(torch.float32) == value
+            assert of_convolutions(torch.float32) == value
     finally:
         flags.fp32_precision = before
 

@@ -1,9 +1,13 @@
-"""planted_conv2d in Triton. Filters are packed in one small launch; input and gradient are read in place."""
+"""planted_conv2d in Triton. Filters are packed in one small launch; input and gradient are read in place.
+
+`precision`: how float32 products are rounded, "tf32" or "ieee"; without it as torch's flag of convolutions says.
+"""
 
 from collections.abc import Sequence
 
 from torch import Tensor
 
+from plantops.ops import _precision
 from plantops.ops._layout import empty, memory_format, or_empty, part_of, zeros
 from plantops.ops.planted_conv2d import pooling
 from plantops.ops.planted_conv2d.triton_common import check_supported, gradient_of, packed_filters
@@ -31,15 +35,17 @@ def forward(
     activation: str,
     max_pool: int,
     save_indices: bool,
+    precision: str | None = None,
     config: Config | None = None,
 ) -> tuple[Tensor, Tensor]:
     """max_pool(activation(conv + bias + addend)), and the positions of the maxima."""
-    check_supported(input.dtype, groups)
+    check_supported("planted_conv2d", input.dtype, groups)
+    precision = precision or _precision.of_convolutions(input.dtype)
     geometry, relu = (*stride, *padding, *dilation), activation == "relu"
     fused = max_pool in (1, FUSED_POOL)
     output, indices = convolve(
         input, weight, weight_out, weight_in, bias, bias_out, geometry, in_start, addend, relu and fused,
-        max_pool if fused else 1, save_indices and max_pool == FUSED_POOL, config,
+        max_pool if fused else 1, save_indices and max_pool == FUSED_POOL, precision, config,
     )  # fmt: skip
     if fused:
         return output, indices
@@ -71,10 +77,12 @@ def backward(
     max_pool: int,
     input_grad: str,
     output_mask: Sequence[bool],
+    precision: str | None = None,
     config: Config | None = None,
 ) -> tuple[Tensor, ...]:
     """The requested ones of the gradients to input, weight_out, weight_in, bias_out, addend (see the reference)."""
-    check_supported(grad_output.dtype, groups)
+    check_supported("planted_conv2d", grad_output.dtype, groups)
+    precision = precision or _precision.of_convolutions(grad_output.dtype)
     want_input, want_weight_out, want_weight_in, want_bias_out, want_addend = output_mask
     geometry, size, rows = (*stride, *padding, *dilation), (conv_size[0], conv_size[1]), weight.shape[0]
     first = 0 if want_input or want_weight_in or want_addend else rows
@@ -86,11 +94,12 @@ def backward(
     if want_weight_out or want_bias_out:
         new = gradient.rows(rows - first, gradient.channels)
         block = weight_out if want_weight_out else None
-        grad_weight_out, grad_bias_out = weight_gradient(new, input, block, want_bias_out, geometry, config)
+        grad_weight_out, grad_bias_out = weight_gradient(new, input, block, want_bias_out, geometry, precision, config)
     if want_weight_in:
         assert input is not None
         planted = part_of(input, in_start, planted_in)
-        grad_weight_in, _ = weight_gradient(gradient.rows(0, rows), planted, weight_in, False, geometry, config)
+        old = gradient.rows(0, rows)
+        grad_weight_in, _ = weight_gradient(old, planted, weight_in, False, geometry, precision, config)
     if want_input:
         channels = weight.shape[1] + planted_in
         wanted = (in_start, in_start + planted_in) if input_grad == "planted" else (0, channels)
@@ -101,5 +110,5 @@ def backward(
         if dx.numel() and gradient.grad.numel():
             filters = packed_filters(weight, weight_out, weight_in, in_start, wanted, channels_last=False)
             kernel = (weight.shape[2], weight.shape[3])
-            input_gradient(gradient, filters, dx, kernel, geometry, config)
+            input_gradient(gradient, filters, dx, kernel, geometry, precision, config)
     return or_empty((grad_input, grad_weight_out, grad_weight_in, grad_bias_out, grad_addend), grad_output)

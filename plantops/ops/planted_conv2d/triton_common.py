@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from plantops.ops import _precision, _triton
+from plantops.ops import _triton
 from plantops.ops._triton_language import INTERPRETED
 from plantops.ops.planted_conv2d import shapes
 
@@ -185,11 +185,6 @@ def packed_filters(
     return packed
 
 
-def precision_of(dtype: torch.dtype) -> str:
-    """How float32 products are rounded, as torch's flags for convolutions say: "tf32" or "ieee"."""
-    return _precision.of_convolutions() if dtype == torch.float32 else "ieee"
-
-
 def index_type(*tensors: Tensor | None) -> tl.dtype:
     """The dtype of offsets into the tensors."""
     return tl.int64 if _triton.needs_int64(*tensors) else tl.int32
@@ -200,15 +195,15 @@ def accumulator(dtype: torch.dtype) -> tl.dtype:
     return tl.float64 if dtype == torch.float64 else tl.float32
 
 
-def check_supported(dtype: torch.dtype, groups: int) -> None:
-    """NotImplementedError, with the reason, for what these kernels do not compute."""
+def check_supported(op: str, dtype: torch.dtype, groups: int = 1) -> None:
+    """NotImplementedError of `op`, with the reason, for what these kernels do not compute."""
     if groups > 1:
         raise NotImplementedError(
-            f"planted_conv2d: impl='triton' computes groups=1, got groups={groups}, where its tiles would be mostly "
+            f"{op}: impl='triton' computes groups=1, got groups={groups}, where its tiles would be mostly "
             "empty; use impl='auto' or 'aten'"
         )
     if dtype == torch.float64 and not DOUBLES:
         raise NotImplementedError(
-            f"planted_conv2d: impl='triton' computes float64 with Triton 3.9 or newer (3.6 fails to compile it), got "
+            f"{op}: impl='triton' computes float64 with Triton 3.9 or newer (3.6 fails to compile it), got "
             f"Triton {triton.__version__}; use impl='auto' or 'aten'"
         )

@@ -14,7 +14,6 @@ from plantops.ops.planted_conv2d.triton_common import (
     index_type,
     multiply,
     packed_filters,
-    precision_of,
     strides,
     vector,
 )
@@ -115,9 +114,11 @@ def convolve(
     relu: bool,
     pool: int,
     positions: bool,
+    precision: str,
     config: Config | None,
 ) -> tuple[Tensor, Tensor]:
-    """The output and the positions of the maxima, for pool = 1 or 2. `geometry`: stride, padding, dilation."""
+    """The output and the positions of the maxima, for pool = 1 or 2. `geometry`: stride, padding, dilation;
+    `precision`: how float32 products are rounded, "tf32" or "ieee"."""
     kernel, rows = weight.shape[2:], weight.shape[0]
     height, width = shapes.conv_size(input.shape[2:], kernel, geometry[:2], geometry[2:4], geometry[4:])
     height, width = height // pool, width // pool
@@ -127,7 +128,6 @@ def convolve(
     indices = torch.empty_like(y, dtype=torch.uint8) if positions else input.new_empty(0, dtype=torch.uint8)
     if y.numel() == 0:
         return y, indices
-    precision = precision_of(input.dtype)
     pixels = count * height * width * pool * pool
     added = y if addend is None else addend
     x_vector, y_vector = vector(input, channels), min(vector(y, outputs), vector(added, outputs))

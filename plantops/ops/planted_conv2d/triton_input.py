@@ -13,7 +13,6 @@ from plantops.ops.planted_conv2d.triton_common import (
     gradient_tile,
     index_type,
     multiply,
-    precision_of,
     strides,
     vector,
 )
@@ -64,11 +63,10 @@ def input_kernel(
 
 def input_gradient(
     gradient: Gradient, filters: Tensor, dx: Tensor, kernel: tuple[int, int], geometry: tuple[int, ...],
-    config: Config | None,
+    precision: str, config: Config | None,
 ) -> None:  # fmt: skip
     """Writes the gradient to the channels that `dx` holds, which are those of `filters` [taps, C, F_out + P_out]."""
     channels, outputs = dx.shape[1], gradient.channels
-    precision = precision_of(dx.dtype)
     pixels = dx.shape[0] * dx.shape[2] * dx.shape[3]
     config = config or tile(dx.dtype, precision, pixels, channels, outputs, gradient.gathered, gradient.vector)
     programs = _triton.cdiv(pixels, config.block_m) * _triton.cdiv(channels, config.block_n)

@@ -16,7 +16,6 @@ from plantops.ops.planted_conv2d.triton_common import (
     gradient_tile,
     index_type,
     multiply,
-    precision_of,
     strides,
     vector,
 )
@@ -102,6 +101,7 @@ def weight_gradient(
     weight: Tensor | None,
     bias: bool,
     geometry: tuple[int, ...],
+    precision: str,
     config: Config | None,
 ) -> tuple[Tensor | None, Tensor | None]:
     """The gradients to a block of filters with the strides of `weight`, and to its biases; None where not asked for."""
@@ -119,7 +119,6 @@ def weight_gradient(
     else:
         channels, kernel = weight.shape[1], (weight.shape[2], weight.shape[3])
         columns = channels * kernel[0] * kernel[1]
-    precision = precision_of(grad.dtype)
     units = vector(x, channels) if columns else 1
     config = config or tile(grad.dtype, precision, columns, outputs, pixels, gradient.gathered, units)
     parts = splits(config, max(1, columns), outputs, pixels)

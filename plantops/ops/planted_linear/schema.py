@@ -8,8 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from plantops.ops import _registry
-from plantops.ops.planted_linear import aten, reference
+from plantops.ops import _registry, _triton
+from plantops.ops.planted_linear import aten, auto, reference
+
+TRITON = "plantops.ops.planted_linear.triton"
 
 
 def _fake(
@@ -60,14 +62,24 @@ forward_op = _registry.define(
     "planted_linear",
     "(Tensor input, Tensor weight, Tensor? weight_out, Tensor? weight_in, Tensor? bias, Tensor? bias_out,"
     " SymInt in_start, Tensor? addend, str activation, str impl) -> Tensor",
-    implementations={"reference": reference.forward, "aten": aten.forward},
+    implementations={
+        "reference": reference.forward,
+        "aten": aten.forward,
+        "triton": _triton.late(TRITON, "forward"),
+    },
     fake=_fake,
+    key=auto.forward_key,
 )
 backward_op = _registry.define(
     "planted_linear_backward",
     "(Tensor grad_output, Tensor? input, Tensor weight, Tensor? weight_out, Tensor? weight_in, Tensor? output,"
     " SymInt in_start, str activation, str input_grad, bool[5] output_mask, str impl) -> (Tensor grad_input,"
     " Tensor grad_weight_out, Tensor grad_weight_in, Tensor grad_bias_out, Tensor grad_addend)",
-    implementations={"reference": reference.backward, "aten": aten.backward},
+    implementations={
+        "reference": reference.backward,
+        "aten": aten.backward,
+        "triton": _triton.late(TRITON, "backward"),
+    },
     fake=_fake_backward,
+    key=auto.backward_key,
 )
