@@ -9,7 +9,7 @@ planting keeps the outputs, one training step moves planted blocks alone, and th
 With ``--compare`` each model is instead changed once as a whole, in float32: by plantops, which grows all its sites
 together (``plantops.trace`` refuses what then does not keep the outputs, or does not merge to equal ones), and by
 Torch-Pruning 1.6.1 at its defaults (``BasePruner``, half of the channels, magnitudes, the classifier left out), after
-which the forward has to run.
+which the forward has to run; Torch-Pruning gets two minutes.
 
     pip install 'plantops[bench]' timm
     python benchmarks/coverage_models.py --compare --out benchmarks/results/coverage_compared.csv
@@ -18,11 +18,14 @@ A row is written as soon as its model is done; models that the file has already 
 """
 
 import argparse
+import contextlib
 import csv
 import datetime
 import importlib.metadata
+import signal
 import time
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +36,7 @@ import plantops
 from plantops.graph import trace
 from plantops.planting import verify
 
+PRUNE_SECONDS = 120
 COMPARED = (
     "library", "model", "input", "layers", "sites", "grown_layers", "trace_seconds", "verified_seconds",
     "plantops_failure", "pruned_layers", "prune_failure", "torch", "library_version", "torch_pruning", "date",
@@ -177,15 +181,14 @@ def _layers(model: nn.Module) -> dict[str, int]:
 
 
 def _pruned(model: nn.Module, x: torch.Tensor) -> int:
-    """Layers that are narrower after one prune; raises where it, or the forward behind it, fails."""
+    """Layers that are narrower after one prune; raises where it, or the forward behind it, fails or takes too long."""
     import torch_pruning
 
     before = _layers(model)
     head = [model.get_submodule(name) for name, width in before.items() if width == 10]
-    pruner = torch_pruning.pruner.BasePruner(
-        model, x, importance=torch_pruning.importance.MagnitudeImportance(p=2), pruning_ratio=0.5, ignored_layers=head
-    )
-    pruner.step()
+    importance = torch_pruning.importance.MagnitudeImportance(p=2)
+    with _at_most(PRUNE_SECONDS):
+        torch_pruning.pruner.BasePruner(model, x, importance=importance, pruning_ratio=0.5, ignored_layers=head).step()
     with torch.no_grad():
         output = model(x)
     if output.shape != (2, 10):
@@ -194,6 +197,21 @@ def _pruned(model: nn.Module, x: torch.Tensor) -> int:
     if not narrower:
         raise RuntimeError("nothing was pruned")
     return narrower
+
+
+@contextlib.contextmanager
+def _at_most(seconds: float) -> Iterator[None]:
+    """TimeoutError behind so much processor time: a search for groups that does not end takes all memory, too."""
+
+    def stop(*_: object) -> None:
+        raise TimeoutError(f"not done after {seconds:g} s")
+
+    signal.signal(signal.SIGPROF, stop)
+    signal.setitimer(signal.ITIMER_PROF, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
 
 
 def main() -> None:

@@ -163,7 +163,7 @@ sanitizer() {
     return
   fi
   run 290 env PYTORCH_NO_CUDA_MEMORY_CACHING=1 "$program" --tool "$tool" --error-exitcode 9 --target-processes all "$@" \
-    "$python" -m plantops.cli bench losses planted_conv2d --small --check --no-compile --impls auto,native,triton --device cuda
+    "$python" -m plantops.cli bench losses planted_conv2d planted_linear --small --check --no-compile --impls auto,native,triton --device cuda
 }
 
 # sweep SECONDS OPTION...
@@ -196,7 +196,7 @@ perform() {
     quick-conv) quick planted_conv2d ;;
     quick-losses) quick losses ;;
     quick-sweep) sweep 60 --parts steps,crops --rounds 5 ;;
-    tune) run 590 "$python" -m plantops.cli bench losses planted_conv2d --full --device cuda --tune "$out/tuned" ;;
+    tune) run 590 "$python" -m plantops.cli bench losses planted_conv2d planted_linear --full --device cuda --tune "$out/tuned" ;;
     bench-losses) bench 590 losses --full ;;
     bench-conv-cifar) bench 590 planted_conv2d --full --append --only ' cifar ' ;;
     bench-conv-resnet50) bench 590 planted_conv2d --full --append --only ' resnet50 ' ;;

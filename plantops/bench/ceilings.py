@@ -21,10 +21,10 @@ SAMPLES = 7
 Clock = Callable[[], float]
 
 
-def arithmetic(device: torch.device, dtype: torch.dtype) -> str:
-    """The name of the arithmetic that torch's own kernels use for a dtype: "tf32" for float32 convolutions on CUDA
-    where torch's flag allows it."""
-    tf32 = device.type == "cuda" and dtype == torch.float32 and of_convolutions() == "tf32"
+def arithmetic(device: torch.device, dtype: torch.dtype, flag: Callable[[], str] = of_convolutions) -> str:
+    """The name of the arithmetic that torch's own kernels use for a dtype: "tf32" for float32 on CUDA where torch's
+    flag, that of convolutions or of matrix products, allows it."""
+    tf32 = device.type == "cuda" and dtype == torch.float32 and flag() == "tf32"
     return "tf32" if tf32 else dtype_name(dtype)
 
 

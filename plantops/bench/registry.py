@@ -28,6 +28,7 @@ class Benchmark:
 MODULES = {
     "losses": "plantops.bench.losses",
     "planted_conv2d": "plantops.bench.planted_conv2d",
+    "planted_linear": "plantops.bench.planted_linear",
     "group_sparsity": "plantops.bench.group_sparsity",
     "qsne_kl": "plantops.bench.qsne_kl",
 }

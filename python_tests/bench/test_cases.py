@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from plantops.bench import group_sparsity, losses, planted_conv2d, qsne_kl
+from plantops.bench import group_sparsity, losses, planted_conv2d, planted_linear, qsne_kl
 from plantops.bench.case import BASELINE, BOTH, OURS, PEER, Problem, Variant, error_of, verified
 from plantops.bench.memory import kept_bytes
 from plantops.bench.runner import Settings, measured
@@ -72,6 +72,19 @@ def test_every_variant_of_a_convolution_is_right(shape: str, dtype: torch.dtype)
     assert [v.name for v in good] == ["auto", "reference", "aten", "split + cat", "ATen slice", "masked"]
     layout = torch.channels_last if "channels_last" in shape else torch.contiguous_format
     assert good[0].source.is_contiguous(memory_format=layout)
+
+
+@pytest.mark.parametrize("kind", ["planted", "full", "none"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_every_variant_of_a_linear_layer_is_right(kind: str, dtype: torch.dtype):
+    settings = dataclasses.replace(SETTINGS, shapes=(f"7,5,3,9,2,{kind}",), dtype=dtype)
+    [case] = planted_linear.cases(settings)
+    good, reasons = verified(case.prepare())
+    assert reasons == {}
+    assert [v.name for v in good] == ["auto", "reference", "aten", "split + cat", "masked"]
+    for wrong in ("7,5,3,9", "7,5,3,9,2,some", "0,5,3,9,2"):
+        with pytest.raises(ValueError, match="--shape of planted_linear must be ROWS"):
+            planted_linear.cases(dataclasses.replace(settings, shapes=(wrong,)))
 
 
 @pytest.mark.parametrize("op", [losses.KL, losses.DISTILLATION])

@@ -61,7 +61,10 @@ def test_a_wrong_kernel_of_ours_gets_no_figure_and_fails_the_run(tmp_path: Path,
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nothing"], "no benchmark 'nothing'; there are losses, planted_conv2d, group_sparsity, qsne_kl"),
+        (
+            ["nothing"],
+            "no benchmark 'nothing'; there are losses, planted_conv2d, planted_linear, group_sparsity, qsne_kl",
+        ),
         (["losses", "--rounds", "0"], "at least 1, got '0'"),
         (["--device", "tpu"], "--device must be cpu, cuda"),
         (["--device", "cuda:99"], "CUDA devices are visible"),

@@ -15,7 +15,8 @@ IMPLS = pytest.mark.parametrize("impl", ["reference", "aten", "triton", "auto"])
 pytestmark = pytest.mark.usefixtures("device", "few_tiles")
 # F_in, P_in, F_out, P_out, in_start
 SHAPES = [(5, 2, 4, 3, 2), (5, 2, 4, 3, None), (5, 2, 4, 3, 0), (0, 2, 4, 3, 0), (5, 0, 4, 3, None), (5, 2, 0, 3, 1),
-          (5, 2, 4, 0, 1), (0, 0, 2, 1, 0), (5, 2, 0, 0, 1), (13, 2, 12, 4, 3)]  # fmt: skip
+          (5, 2, 4, 0, 1), (0, 0, 2, 1, 0), (5, 2, 0, 0, 1), (13, 2, 12, 4, 3),
+          (20, 17, 21, 18, 6)]  # fmt: skip
 
 
 def problem(shape, lead=(3,), dtype=F64, addend=True, bias=True):
