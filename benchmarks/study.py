@@ -49,7 +49,7 @@ FACTORS: Mapping[str, Mapping[str, str]] = {
     "initial epochs": {"6": "--initial-epochs 6"},
     "epochs of a candidate": {"3": "--epochs 3"},
     "initial width": {"4": "--width 4"},
-    "initialisation": {"kaiming": "--init kaiming", "copy": "--init copy"},
+    "initialisation": {"kaiming": "--init kaiming", "copy pairs": "--init copy_pairs"},
     "objective": {"kd, alpha 0.9, T 2": "--loss kd --alpha 0.9 --temperature 2"},
     "weight decay": {"0": "--weight-decay 0", "2e-3": "--weight-decay 2e-3"},
     "augmentation": {"none": "--no-flip", "crops and flips": "--crop 4"},

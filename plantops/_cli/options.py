@@ -148,7 +148,7 @@ class PlantOptions(DataOptions, MachineOptions, NetworkOptions, OptimizerOptions
     """The candidates of a round in one pass over the data, or one after the other (the same training, slower)."""
     sweep_memory: int = 4 << 30
     """Bytes for what a shared sweep keeps of the network's values; the rest lies in the run folder or is recomputed."""
-    init: Literal["zero_in", "kaiming", "zero_out", "copy"] = "zero_in"
+    init: Literal["zero_in", "kaiming", "zero_out", "copy", "copy_pairs"] = "zero_in"
     """Initialiser of planted blocks."""
     grow_linear: bool = False
     """fc1 may grow, too."""

@@ -19,6 +19,7 @@ from torch import nn
 from plantops.graph import Plan
 from plantops.planting.candidate import Candidate, Growth, Student, Surroundings, sweep_loop
 from plantops.planting.config import PlanterConfig
+from plantops.planting.initialise import check_init
 from plantops.planting.joint import train_jointly
 from plantops.planting.pruned import HOW, SAMPLES, Pruned, check_prunable, prune_student
 from plantops.planting.sweep.round import sweep_shared
@@ -161,7 +162,7 @@ class Planter:
         )
         self._check_logits(model, first_images)
         self.initial = Student.of(copy.deepcopy(model), self.around)
-        wanted_growths(config.channels, self.initial.plan, config.sites)
+        wanted_growths(config.channels, self.initial.plan, config.sites, config.init)
         if config.prune_every:
             check_prunable(self.initial.model, self.around.example_inputs)
 
@@ -200,8 +201,9 @@ class Planter:
     def _round(self, state: _State) -> str | None:
         """Train every candidate and keep the winner; why the search ends when there is none."""
         round, session = len(state.rounds), self.around.session
-        growths = wanted_growths(self.config.channels, state.student.plan, self.config.sites)
-        limit = self.config.max_parameters
+        config = self.config
+        growths = wanted_growths(config.channels, state.student.plan, config.sites, config.init)
+        limit = config.max_parameters
         affordable = [g for g in growths if limit is None or state.student.parameters_after(g) <= limit]
         if not affordable:
             return "max_params"
@@ -314,14 +316,17 @@ class Planter:
                 )
 
 
-def wanted_growths(channels: int | Mapping[str, int], plan: Plan, sites: Sequence[str] = ()) -> list[Growth]:
+def wanted_growths(
+    channels: int | Mapping[str, int], plan: Plan, sites: Sequence[str] = (), init: str = "zero_in"
+) -> list[Growth]:
     """The candidates of a round: every site, those that match a pattern of ``sites``, or those that ``channels`` names.
 
     A pattern is a shell's (``layer3.*``) and matches the name of any producer. Channels are rounded up to a multiple of
     ``site.multiple``.
 
     Raises:
-        ValueError: a name that is no site, with the reason; no site at all; a pattern that matches none.
+        ValueError: a name that is no site, with the reason; no site at all; a pattern that matches none; a site whose
+            channels ``init`` cannot start.
     """
     if not plan:
         raise ValueError(f"model must have a layer that can grow, got none:\n{plan}")
@@ -339,7 +344,10 @@ def wanted_growths(channels: int | Mapping[str, int], plan: Plan, sites: Sequenc
     names = [name for name in plan if name in wanted and (not sites or matched[name])]
     if not names:
         raise ValueError(f"sites ({', '.join(sites)}) and channels ({', '.join(wanted)}) have no site in common")
-    return [Growth(name, -(-wanted[name] // plan[name].multiple) * plan[name].multiple) for name in names]
+    growths = [Growth(name, -(-wanted[name] // plan[name].multiple) * plan[name].multiple) for name in names]
+    for growth in growths:
+        check_init(init, plan[growth.site], growth.channels)
+    return growths
 
 
 def _image_data(data: ImageData | MapStyle, name: str, like: ImageData | None) -> ImageData:

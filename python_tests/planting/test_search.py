@@ -343,6 +343,10 @@ def test_what_does_not_fit_is_said_before_anything_trains() -> None:
         ValueError, match="channels: conv9 cannot grow: no such layer; the layers that can grow are conv1"
     ):
         Planter(network(), network(), data, data, config(channels={"conv9": 1}))
+    with pytest.raises(ValueError, match=r"init='zero_out' cannot start conv1: what follows .* has slope 0 at 0"):
+        Planter(network(), network(), data, data, config(init="zero_out"))
+    with pytest.raises(ValueError, match=r"init must be one of zero_in, .* got 'ones'"):
+        Planter(network(), network(), data, data, config(init="ones"))
     with pytest.raises(ValueError, match=r"channels: fc2 cannot grow: .*output"):
         Planter(network(), network(), data, data, config(channels={"fc2": 1}))
     with pytest.raises(ValueError, match=r"teacher must give logits \[2, 3\] .* got \[2, 4\]"):
