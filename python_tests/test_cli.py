@@ -209,6 +209,7 @@ def one_line(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         ("plant --channels conv1", "--channels must be a number, or layers with numbers"),
         ("plant --channels conv9=2", "conv9 cannot grow: no such layer"),
         ("plant --channels fc1=2", "fc1 cannot grow"),
+        ("plant --max-params 10", "max_parameters must be at least the initial network's 2168, got 10"),
         ("plant --init zero_out", "init='zero_out' cannot start conv1"),
         ("plant --init copy --channels 8", "init='copy' starts at most 3 channels at conv1, one a copy, got 8"),
         ("plant --uniform 4,x", "--uniform must be numbers of at least 1"),

@@ -48,7 +48,8 @@ class PlanterConfig:
             computes trunk and teacher once for all of them; ``loop``: one after the other.
         sweep_memory: bytes that a shared sweep may hold besides the data: the trunk's values for the batch, and for
             the whole training part where they are a function of the image (no random crops); what does not fit lies
-            in the run folder or is computed anew, and candidates that do not fit together are trained in groups.
+            in the run folder or is computed anew, and candidates that do not fit together are trained in groups (one
+            after the other, as by ``loop``, where one does not fit alone).
         seed: of order, augmentation and initialisation.
 
     Raises:

@@ -269,13 +269,17 @@ def check_experiment(experiment: Experiment, parts: DataParts) -> None:
     """Find out before anything trains what could not be done later.
 
     Raises:
-        ValueError: widths or images that give no network, layers that cannot grow, or not with this ``init``.
+        ValueError: widths or images that give no network, layers that cannot grow, or not with this ``init``, more
+            parameters than the planted network may have.
     """
     initial = experiment.family.build(experiment.initial_widths, experiment.seed, "initial")
     for widths in (experiment.teacher_widths, *((width,) * 5 for width in experiment.comparison.widths)):
         experiment.family.build(widths, experiment.seed, "check")
     config = experiment.planter
     image = parts.train.normalise(parts.train.images[:2]).cpu()
+    size = count_parameters(initial)
+    if config.max_parameters is not None and size > config.max_parameters:
+        raise ValueError(f"max_parameters must be at least the initial network's {size}, got {config.max_parameters}")
     plan = trace(initial, (image,), grow_linear=config.grow_linear)
     wanted_growths(config.channels, plan, config.sites, config.init)
     if config.prune_every:

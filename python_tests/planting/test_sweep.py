@@ -1,6 +1,7 @@
 """The sweep in one pass trains every candidate as the loop does, keeps what it may keep, and holds what it says."""
 
 import copy
+import re
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +108,7 @@ def test_the_run_says_how_each_candidate_was_trained(tmp_path: Path) -> None:
 
 
 def test_groups_that_fit_the_budget(tmp_path: Path) -> None:
-    """Smaller groups, the same bits; too little for one candidate is said."""
+    """Smaller groups, the same bits; where one candidate does not fit, the loop's numbers, and the run says so."""
     with Run.create(tmp_path / "whole", {}) as run:
         _, _, whole = trained(planter("chain", run=run, crop=1), one_pass.sweep_shared)
     held = records(tmp_path / "whole", "sweep")[0]["batch_bytes"]
@@ -118,8 +119,13 @@ def test_groups_that_fit_the_budget(tmp_path: Path) -> None:
     assert record["groups"] == 2
     assert record["batch_bytes"] < held
     assert all(torch.equal(a, b) for a, b in zip(whole, grouped, strict=True))
-    with pytest.raises(ValueError, match=r"sweep_memory must be at least \d+ bytes for the candidate at conv1, got 10"):
-        trained(planter("chain", sweep_memory=10), one_pass.sweep_shared)
+    with Run.create(tmp_path / "none", {}) as run:
+        _, _, alone = trained(planter("chain", run=run, crop=1, sweep_memory=10), one_pass.sweep_shared)
+    (record,) = records(tmp_path / "none", "sweep")
+    assert record["mode"] == "loop"
+    assert re.fullmatch(r"conv1 alone needs sweep_memory=\d+, got 10", record["reason"])
+    for a, b in zip(whole, alone, strict=True):
+        torch.testing.assert_close(a, b)
 
 
 def test_features_on_disk_give_the_bits_of_memory(tmp_path: Path) -> None:

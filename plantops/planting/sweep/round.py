@@ -35,6 +35,10 @@ from plantops.train.ranks import spread
 from plantops.train.together import Part, Share
 
 
+class _TooLarge(Exception):
+    """A candidate's values of one batch are more than the memory for all."""
+
+
 @dataclass(frozen=True)
 class _Plan:
     """What a candidate will compute and hold.
@@ -55,17 +59,15 @@ def sweep_shared(around: Surroundings, student: Student, round: int, growths: li
     """All candidates of a round in one pass over the data for each epoch.
 
     Each batch goes through the trunk once, without gradient, and through the teacher once (or not at all, where its
-    logits are kept). A candidate computes its own slices and what lies behind them. A network whose forward cannot be
-    followed step by step is trained candidate by candidate; the teacher's logits are shared there, too. The run's
-    record "sweep" says which.
-
-    Raises:
-        ValueError: ``sweep_memory`` is too small for a candidate alone.
+    logits are kept). A candidate computes its own slices and what lies behind them. Where a network's forward cannot
+    be followed step by step, or ``sweep_memory`` is too small for a candidate alone, candidates are trained one after
+    the other; the teacher's logits are shared there, too. The run's record "sweep" says which, and why.
     """
-    session = around.session
+    session, budget = around.session, around.config.sweep_memory
     try:
         forward, plans = _plans(around, student, round, growths)
-    except Untraceable as reason:
+        _check_memory(plans, budget)
+    except (Untraceable, _TooLarge) as reason:
         session.record("sweep", round=round, mode="loop", reason=str(reason))
         return sweep_loop(around, student, round, growths)
     modes = {plan.growth.site: "slices" if plan.program.delta else "suffix" for plan in plans}
@@ -73,7 +75,7 @@ def sweep_shared(around: Surroundings, student: Student, round: int, growths: li
     groups: list[tuple[int, list[_Plan]]] = []
     for worker in range(session.workers):
         own = [plan for plan, owner in zip(plans, owners, strict=True) if owner == worker]
-        groups += [(worker, group) for group in _groups(own, around.config.sweep_memory)]
+        groups += [(worker, group) for group in _groups(own, budget)]
     peak = max(_held(group) for _, group in groups)
     steps = _steps_record(_run_reason(around))
     session.record("sweep", round=round, mode="shared", sites=modes, groups=len(groups), batch_bytes=peak, **steps)
@@ -135,15 +137,16 @@ def _held(plans: Sequence[_Plan]) -> int:
     return sum(shared.values()) + sum(plan.own_bytes for plan in plans)
 
 
+def _check_memory(plans: Sequence[_Plan], budget: int) -> None:
+    for plan in plans:
+        if _held([plan]) > budget:
+            raise _TooLarge(f"{plan.growth.site} alone needs sweep_memory={_held([plan])}, got {budget}")
+
+
 def _groups(plans: list[_Plan], budget: int) -> list[list[_Plan]]:
     """Candidates in their order, as many together as fit."""
     groups: list[list[_Plan]] = []
     for plan in plans:
-        if _held([plan]) > budget:
-            raise ValueError(
-                f"sweep_memory must be at least {_held([plan])} bytes for the candidate at {plan.growth.site}, "
-                f"got {budget}"
-            )
         if groups and _held([*groups[-1], plan]) <= budget:
             groups[-1].append(plan)
         else:
