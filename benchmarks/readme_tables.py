@@ -293,16 +293,18 @@ def coverage() -> str:
         "layers pruned",
     ]
     made = dict.fromkeys(f"torch {row['torch']}, {row['date']}" for row in rows)
-    failed = [f"`{row['model']}` ({row['prune_failure']})" for row in rows if row["prune_failure"]]
+    failed = [f"{row['model']} ({row['prune_failure'].split(':')[0]})" for row in rows if row["prune_failure"]]
+    without = [row["model"] for row in rows if int(row["sites"] or 0) == 0]
     text = (
         f"{len(rows)} models changed once as a whole, float32, random weights: plantops grows all sites together "
         "(`plantops.trace` keeps a site only if the outputs stay and the merged model equals the planted one), "
         f"Torch-Pruning {rows[0]['torch_pruning']} prunes half of the channels at its defaults (layers of 10 outputs, "
-        "as the classifier, left out), after which the forward has to run. Layers that plantops refuses are in its "
-        f"plan, with the reason. {' and '.join(made)}. "
+        "as the classifier, left out; two minutes of processor time at most), after which the forward has to run. "
+        f"Layers that plantops refuses are in its plan, with the reason. {' and '.join(made)}. "
         "Raw: `benchmarks/results/coverage_compared.csv`.\n\n"
     )
-    behind = f"\nTorch-Pruning fails on {', '.join(failed)}.\n" if failed else ""
+    behind = f"\nplantops refuses every layer of {', '.join(without)}.\n" if without else ""
+    behind += f"\nTorch-Pruning fails on {', '.join(failed)}.\n" if failed else ""
     return "### Which models grow\n\n" + text + markdown(header, lines) + behind
 
 
