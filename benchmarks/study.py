@@ -51,7 +51,7 @@ FACTORS: Mapping[str, Mapping[str, str]] = {
     "initial width": {"4": "--width 4"},
     "initialisation": {"kaiming": "--init kaiming", "copy pairs": "--init copy_pairs"},
     "objective": {"kd, alpha 0.9, T 2": "--loss kd --alpha 0.9 --temperature 2"},
-    "weight decay": {"0": "--weight-decay 0", "2e-3": "--weight-decay 2e-3"},
+    "weight decay": {value: f"--weight-decay {value}" for value in ("0", "2e-3", "5e-3")},
     "augmentation": {"none": "--no-flip", "crops and flips": "--crop 4"},
     "fc1": {"grows": "--grow-linear"},
     "schedule": {"cosine": "--schedule cosine"},

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from plantops.planting.gradmax import GradMax
 from plantops.train.batches import Augment
 from plantops.train.recipe import Recipe, check_choice, check_minimum, check_range
 
@@ -48,8 +49,8 @@ class PlanterConfig:
             computes trunk and teacher once for all of them; ``loop``: one after the other.
         sweep_memory: bytes that a shared sweep may hold besides the data: the trunk's values for the batch, and for
             the whole training part where they are a function of the image (no random crops); what does not fit lies
-            in the run folder or is computed anew, and candidates that do not fit together are trained in groups (one
-            after the other, as by ``loop``, where one does not fit alone).
+            in the run folder or is computed anew, and candidates that do not fit together are trained in groups. Where
+            one does not fit alone, that round is trained as by ``loop``.
         seed: of order, augmentation and initialisation.
 
     Raises:
@@ -63,7 +64,7 @@ class PlanterConfig:
     select: str = "loss"
     prune_every: int = 0
     grow_linear: bool = False
-    init: str = "zero_in"
+    init: str | GradMax = "zero_in"
     objective: str = "kl"
     temperature: float = 1.0
     alpha: float = 0.9

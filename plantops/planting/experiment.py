@@ -23,7 +23,7 @@ from plantops.models import PlantingNet, count_macs, count_parameters
 from plantops.planting.config import PlanterConfig
 from plantops.planting.networks import NETWORKS, describe, save_network
 from plantops.planting.pruned import check_prunable
-from plantops.planting.search import Planter, PlanterResult, wanted_growths
+from plantops.planting.search import Planter, PlanterResult, check_starts, wanted_growths
 from plantops.planting.zoo import ZooFamily
 from plantops.train.data import DataParts, ImageData
 from plantops.train.loop import Score, Trainer, evaluate, load_tensors
@@ -281,7 +281,7 @@ def check_experiment(experiment: Experiment, parts: DataParts) -> None:
     if config.max_parameters is not None and size > config.max_parameters:
         raise ValueError(f"max_parameters must be at least the initial network's {size}, got {config.max_parameters}")
     plan = trace(initial, (image,), grow_linear=config.grow_linear)
-    wanted_growths(config.channels, plan, config.sites, config.init)
+    check_starts(config.init, plan, wanted_growths(config.channels, plan, config.sites))
     if config.prune_every:
         check_prunable(initial, (image,))
 

@@ -133,6 +133,18 @@ def _growths(model: nn.Module, site: Site | Iterable[Site], channels: int | Mapp
     return growths
 
 
+def why_not_started(init: str | GradMax, site: Site, channels: int) -> str | None:
+    """Why ``init`` cannot start ``channels`` new channels at ``site``; None where it can."""
+    try:
+        if isinstance(init, GradMax):
+            init.check(site, channels)
+        else:
+            check_init(init, site, channels)
+    except ValueError as reason:
+        return str(reason)
+    return None
+
+
 def _solve(init: GradMax, model: nn.Module, growths: list[Growth]) -> Start:
     if len(growths) > 1:
         raise ValueError(f"init=GradMax(...) starts one site at a time, got {len(growths)} sites")

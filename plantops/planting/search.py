@@ -19,8 +19,9 @@ from torch import nn
 from plantops.graph import Plan
 from plantops.planting.candidate import Candidate, Growth, Student, Surroundings, sweep_loop
 from plantops.planting.config import PlanterConfig
-from plantops.planting.initialise import check_init
+from plantops.planting.gradmax import GradMax
 from plantops.planting.joint import train_jointly
+from plantops.planting.plant import why_not_started
 from plantops.planting.pruned import HOW, SAMPLES, Pruned, check_prunable, prune_student
 from plantops.planting.sweep.round import sweep_shared
 from plantops.planting.winners import grown_together, ranked
@@ -162,7 +163,7 @@ class Planter:
         )
         self._check_logits(model, first_images)
         self.initial = Student.of(copy.deepcopy(model), self.around)
-        wanted_growths(config.channels, self.initial.plan, config.sites, config.init)
+        check_starts(config.init, self.initial.plan, wanted_growths(config.channels, self.initial.plan, config.sites))
         if config.prune_every:
             check_prunable(self.initial.model, self.around.example_inputs)
 
@@ -202,11 +203,15 @@ class Planter:
         """Train every candidate and keep the winner; why the search ends when there is none."""
         round, session = len(state.rounds), self.around.session
         config = self.config
-        growths = wanted_growths(config.channels, state.student.plan, config.sites, config.init)
-        limit = config.max_parameters
+        plan, limit = state.student.plan, config.max_parameters
+        growths = wanted_growths(config.channels, plan, config.sites)
         affordable = [g for g in growths if limit is None or state.student.parameters_after(g) <= limit]
         if not affordable:
             return "max_params"
+        # What could be started at first need not be startable behind a pruning: copies are of old channels.
+        affordable = [g for g in affordable if why_not_started(config.init, plan[g.site], g.channels) is None]
+        if not affordable:
+            return "no site can be started"
         session.progress.stage(
             f"round {round}", len(affordable) * self.config.epochs, round=round, rounds=self.config.max_rounds
         )
@@ -316,17 +321,22 @@ class Planter:
                 )
 
 
-def wanted_growths(
-    channels: int | Mapping[str, int], plan: Plan, sites: Sequence[str] = (), init: str = "zero_in"
-) -> list[Growth]:
+def check_starts(init: str | GradMax, plan: Plan, growths: Sequence[Growth]) -> None:
+    """Raises ValueError where ``init`` cannot start one of the candidates."""
+    for growth in growths:
+        reason = why_not_started(init, plan[growth.site], growth.channels)
+        if reason is not None:
+            raise ValueError(reason)
+
+
+def wanted_growths(channels: int | Mapping[str, int], plan: Plan, sites: Sequence[str] = ()) -> list[Growth]:
     """The candidates of a round: every site, those that match a pattern of ``sites``, or those that ``channels`` names.
 
     A pattern is a shell's (``layer3.*``) and matches the name of any producer. Channels are rounded up to a multiple of
     ``site.multiple``.
 
     Raises:
-        ValueError: a name that is no site, with the reason; no site at all; a pattern that matches none; a site whose
-            channels ``init`` cannot start.
+        ValueError: a name that is no site, with the reason; no site at all; a pattern that matches none.
     """
     if not plan:
         raise ValueError(f"model must have a layer that can grow, got none:\n{plan}")
@@ -344,10 +354,7 @@ def wanted_growths(
     names = [name for name in plan if name in wanted and (not sites or matched[name])]
     if not names:
         raise ValueError(f"sites ({', '.join(sites)}) and channels ({', '.join(wanted)}) have no site in common")
-    growths = [Growth(name, -(-wanted[name] // plan[name].multiple) * plan[name].multiple) for name in names]
-    for growth in growths:
-        check_init(init, plan[growth.site], growth.channels)
-    return growths
+    return [Growth(name, -(-wanted[name] // plan[name].multiple) * plan[name].multiple) for name in names]
 
 
 def _image_data(data: ImageData | MapStyle, name: str, like: ImageData | None) -> ImageData:

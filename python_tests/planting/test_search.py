@@ -16,6 +16,7 @@ from plantops.models import PlantingNet, count_macs, count_parameters
 from plantops.planting import pruned as pruned_between_rounds
 from plantops.planting.candidate import Candidate, Growth
 from plantops.planting.experiment import Comparison, Experiment, Family, check_experiment, run_experiment
+from plantops.planting.gradmax import GradMax
 from plantops.planting.networks import find_network, load_network, save_network
 from plantops.planting.pruned import Pruned
 from plantops.planting.search import PlanterResult, Round
@@ -29,6 +30,7 @@ from plantops.train.run import Run, RunError, read_run
 from plantops.train.session import Session
 
 CLASSES = 3
+CONVOLUTIONS = [f"conv{number}" for number in range(1, 6)]
 
 
 @pytest.fixture(autouse=True)
@@ -499,6 +501,24 @@ def test_pruning_between_rounds(tmp_path: Path) -> None:
         "max_loss_increase": result.prunings[0].max_loss_increase,
     }
     assert how.items() <= records[0].items()
+
+
+def test_sites_that_pruning_left_too_narrow_to_be_copied_are_left_out(tmp_path: Path) -> None:
+    """Copies are of old channels, each once."""
+    result, _ = pruning_search(tmp_path, prune_every=1, max_rounds=3, channels=3, init="copy")
+    pruned = result.prunings[0]
+    assert min(pruned.widths[name] for name in CONVOLUTIONS) < 3
+    tried = {candidate.growth.site for candidate in result.candidates.get(2, [])}
+    assert tried == {name for name in CONVOLUTIONS if pruned.widths[name] >= 3}
+
+
+def test_gradmax_starts_the_candidates(tmp_path: Path) -> None:
+    data = images()
+    x, target = data.normalise(data.images[:12]), data.labels[:12]
+    result = search(max_rounds=1, init=GradMax(x, lambda logits: nn.functional.cross_entropy(logits, target)))
+    assert [one.growth.site for one in result.candidates[1]] == CONVOLUTIONS
+    with pytest.raises(ValueError, match="GradMax cannot start conv1: the norm"):
+        search(network(batch_norm=True), init=GradMax(x, lambda logits: logits.sum()))
 
 
 def test_pruning_is_every_so_many_growths(tmp_path: Path) -> None:

@@ -120,12 +120,17 @@ def test_groups_that_fit_the_budget(tmp_path: Path) -> None:
     assert record["batch_bytes"] < held
     assert all(torch.equal(a, b) for a, b in zip(whole, grouped, strict=True))
     with Run.create(tmp_path / "none", {}) as run:
-        _, _, alone = trained(planter("chain", run=run, crop=1, sweep_memory=10), one_pass.sweep_shared)
+        trained(planter("chain", run=run, crop=1, sweep_memory=10), one_pass.sweep_shared)
     (record,) = records(tmp_path / "none", "sweep")
-    assert record["mode"] == "loop"
-    assert re.fullmatch(r"conv1 alone needs sweep_memory=\d+, got 10", record["reason"])
-    for a, b in zip(whole, alone, strict=True):
-        torch.testing.assert_close(a, b)
+    needed = re.fullmatch(r"(\w+) alone needs sweep_memory=(\d+), got 10", record["reason"])
+    assert needed is not None
+    largest = int(needed[2])
+    for budget, mode in ((largest, "shared"), (largest - 1, "loop")):  # it is the largest: at its size all fit
+        with Run.create(tmp_path / str(budget), {}) as run:
+            _, _, alone = trained(planter("chain", run=run, crop=1, sweep_memory=budget), one_pass.sweep_shared)
+        assert records(tmp_path / str(budget), "sweep")[0]["mode"] == mode
+        for a, b in zip(whole, alone, strict=True):
+            torch.testing.assert_close(a, b)
 
 
 def test_features_on_disk_give_the_bits_of_memory(tmp_path: Path) -> None:

@@ -35,10 +35,6 @@ from plantops.train.ranks import spread
 from plantops.train.together import Part, Share
 
 
-class _TooLarge(Exception):
-    """A candidate's values of one batch are more than the memory for all."""
-
-
 @dataclass(frozen=True)
 class _Plan:
     """What a candidate will compute and hold.
@@ -60,22 +56,21 @@ def sweep_shared(around: Surroundings, student: Student, round: int, growths: li
 
     Each batch goes through the trunk once, without gradient, and through the teacher once (or not at all, where its
     logits are kept). A candidate computes its own slices and what lies behind them. Where a network's forward cannot
-    be followed step by step, or ``sweep_memory`` is too small for a candidate alone, candidates are trained one after
-    the other; the teacher's logits are shared there, too. The run's record "sweep" says which, and why.
+    be followed step by step, or ``sweep_memory`` is too small for one of the candidates alone, all are trained one
+    after the other; the teacher's logits are shared there, too. The run's record "sweep" says which, and why.
     """
-    session, budget = around.session, around.config.sweep_memory
-    try:
-        forward, plans = _plans(around, student, round, growths)
-        _check_memory(plans, budget)
-    except (Untraceable, _TooLarge) as reason:
-        session.record("sweep", round=round, mode="loop", reason=str(reason))
+    session = around.session
+    found = _plans_or_reason(around, student, round, growths)
+    if isinstance(found, str):
+        session.record("sweep", round=round, mode="loop", reason=found)
         return sweep_loop(around, student, round, growths)
+    forward, plans = found
     modes = {plan.growth.site: "slices" if plan.program.delta else "suffix" for plan in plans}
     owners = spread([plan.cost for plan in plans], session.workers)
     groups: list[tuple[int, list[_Plan]]] = []
     for worker in range(session.workers):
         own = [plan for plan, owner in zip(plans, owners, strict=True) if owner == worker]
-        groups += [(worker, group) for group in _groups(own, budget)]
+        groups += [(worker, group) for group in _groups(own, around.config.sweep_memory)]
     peak = max(_held(group) for _, group in groups)
     steps = _steps_record(_run_reason(around))
     session.record("sweep", round=round, mode="shared", sites=modes, groups=len(groups), batch_bytes=peak, **steps)
@@ -87,6 +82,20 @@ def sweep_shared(around: Surroundings, student: Student, round: int, growths: li
         for part, work in zip(share.parts, works, strict=True)
     }
     return [record_candidate(around, student, round, growth, trained[key_of(round, growth)]) for growth in growths]
+
+
+def _plans_or_reason(
+    around: Surroundings, student: Student, round: int, growths: Sequence[Growth]
+) -> tuple[Forward, list[_Plan]] | str:
+    """What the candidates will compute, or why they cannot share a pass; then nothing of them is held any more."""
+    try:
+        forward, plans = _plans(around, student, round, growths)
+    except Untraceable as reason:
+        return str(reason)
+    largest, budget = max(plans, key=lambda plan: _held([plan])), around.config.sweep_memory
+    if _held([largest]) > budget:
+        return f"{largest.growth.site} alone needs sweep_memory={_held([largest])}, got {budget}"
+    return forward, plans
 
 
 def _plans(
@@ -135,12 +144,6 @@ def _held(plans: Sequence[_Plan]) -> int:
     """Bytes that these candidates hold together during a step, apart from what one of them computes on the way."""
     shared = {name: size for plan in plans for name, size in plan.batch_bytes.items()}
     return sum(shared.values()) + sum(plan.own_bytes for plan in plans)
-
-
-def _check_memory(plans: Sequence[_Plan], budget: int) -> None:
-    for plan in plans:
-        if _held([plan]) > budget:
-            raise _TooLarge(f"{plan.growth.site} alone needs sweep_memory={_held([plan])}, got {budget}")
 
 
 def _groups(plans: list[_Plan], budget: int) -> list[list[_Plan]]:
