@@ -14,6 +14,7 @@
 #   tune              the table that impl="auto" follows on this card: DIR/tuned/, which later stages read
 #   bench-losses      the losses beside eager, torch.compile and liger-kernel
 #   bench-conv        planted_conv2d beside its peers; four stages: bench-conv-cifar, -resnet50, -paper4, -paper8
+#   bench-linear      planted_linear beside its peers
 #   bench-sweep       a captured step of the sweep over candidates beside loops over them, run and captured
 #   bench-sweep-compiled  the same loops under torch.compile, run and captured
 #   search            a whole CIFAR-10 search from w=8 to 40,600 parameters under a teacher of few epochs; data: PLANTOPS_DATA
@@ -55,11 +56,11 @@ while (($#)); do
       usage
       exit 0
       ;;
-    build | test | sanitize | host | quick-conv | quick-losses | quick-sweep | bench-losses | bench-conv-cifar | bench-conv-resnet50 | bench-conv-paper4 | bench-conv-paper8 | bench-sweep | bench-sweep-compiled | search | tune | summary)
+    build | test | sanitize | host | quick-conv | quick-losses | quick-sweep | bench-losses | bench-conv-cifar | bench-conv-resnet50 | bench-conv-paper4 | bench-conv-paper8 | bench-linear | bench-sweep | bench-sweep-compiled | search | tune | summary)
       stages+=("$1")
       ;;
     bench-conv) stages+=("${conv[@]}") ;;
-    all) stages+=(build test sanitize host tune bench-losses "${conv[@]}" bench-sweep bench-sweep-compiled search summary) ;;
+    all) stages+=(build test sanitize host tune bench-losses "${conv[@]}" bench-linear bench-sweep bench-sweep-compiled search summary) ;;
     first) stages+=(build test host quick-conv quick-losses quick-sweep summary) ;;
     second) stages+=(build bench-losses "${conv[@]}" sanitize summary) ;;
     *) mistake "no stage or option '$1'" ;;
@@ -202,6 +203,7 @@ perform() {
     bench-conv-resnet50) bench 590 planted_conv2d --full --append --only ' resnet50 ' ;;
     bench-conv-paper4) bench 590 planted_conv2d --full --append --only ' paper + 4 ' ;;
     bench-conv-paper8) bench 590 planted_conv2d --full --append --only ' paper + 8 ' ;;
+    bench-linear) bench 290 planted_linear --full ;;
     bench-sweep)
       sweep 290 --parts steps --width 8,16,32 --channels 1,4,8 --batch 128,1024
       sweep 190 --parts steps --sites 1,2,3,4

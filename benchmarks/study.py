@@ -194,7 +194,7 @@ def arguments(given: Sequence[str] | None) -> argparse.Namespace:
         action="append",
         default=[],
         metavar="OPTIONS",
-        help="one level more, which changes all this at once: '--lr 0.05 --init copy'; may be given again",
+        help="one level more, which changes all this at once: '--lr 0.05 --init copy_pairs'; may be given again",
     )
     parser.add_argument("--seeds", type=int, default=3, help="of the base")
     parser.add_argument("--seeds-of-levels", type=int, default=1)

@@ -196,15 +196,17 @@ def _tune(cases: Sequence[Case], settings: Settings, folder: Path) -> int:
     if settings.device.type != "cuda":
         raise ValueError('--tune needs a CUDA device: impl="auto" follows such a table on CUDA alone.')
 
+    path = folder / f"{_tuned.architecture(settings.device.index)}.json"
+
     def report(name: str, block: Sequence[Row]) -> None:
+        write_table(path, block, settings.device)  # a run that is cut off leaves what it has measured
         print(name)
         for row in block:
             times = ", ".join(f"{impl} {milliseconds:g} ms" for impl, milliseconds in row["ms"].items())
             print(f"  {row['op']}: {row['impl']} ({times})", flush=True)
 
-    rows = tune(cases, settings, GpuTimer(settings.device, graph=True), report)
-    name = _tuned.architecture(settings.device.index)
-    print(write_table(folder / f"{name}.json", rows, settings.device))
+    tune(cases, settings, GpuTimer(settings.device, graph=True), report)
+    print(path)
     return 0
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from plantops.bench.case import BACKWARD, BASELINE, BOTH, OURS, PEER, Case, Problem, Values, Variant, differentiated
 from plantops.bench.ceilings import arithmetic
 from plantops.bench.live import implementations
+from plantops.bench.planted_conv2d import TOLERANCES
 from plantops.bench.record import dtype_name
 from plantops.bench.runner import Settings
 from plantops.bench.work import Convolution
@@ -23,9 +24,6 @@ from plantops.functional import planted_linear
 from plantops.ops._precision import of_matrix_products
 
 SHAPE_HELP = "ROWS,F_in,P_in,F_out,P_out[,full|planted|none]"
-TOLERANCES = {"float64": 1e-12, "float32": 5e-5, "tf32": 2e-3, "bfloat16": 1e-2, "float16": 2e-3}
-"""Relative L2 of output and gradients."""
-
 Shape = tuple[int, int, int, int, int]  # rows, trunk in, planted in, trunk out, planted out
 QUICK: list[Shape] = [(512, 256, 16, 256, 16), (2048, 128, 8, 128, 8)]
 SMALL: list[Shape] = [(7, 5, 3, 9, 2), (16, 32, 8, 32, 8)]

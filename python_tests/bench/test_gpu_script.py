@@ -16,7 +16,7 @@ from plantops.bench.runner import Settings
 ROOT = Path(plantops.__file__).parents[1]
 STAGES = [
     "build", "test", "sanitize", "host", "tune", "bench-losses", "bench-conv-cifar", "bench-conv-resnet50",
-    "bench-conv-paper4", "bench-conv-paper8", "bench-sweep", "bench-sweep-compiled", "search",
+    "bench-conv-paper4", "bench-conv-paper8", "bench-linear", "bench-sweep", "bench-sweep-compiled", "search",
     "summary",
 ]  # fmt: skip
 

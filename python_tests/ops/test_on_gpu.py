@@ -24,7 +24,7 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a C
 F64 = torch.float64
 IMPLS = ("aten", "native", "triton")
 OURS = ("native", "triton")
-OPS = ("kl_div_logits", "kl_div_logits_value_and_grad", "distillation_loss", "planted_conv2d")
+OPS = ("kl_div_logits", "kl_div_logits_value_and_grad", "distillation_loss", "planted_conv2d", "planted_linear")
 HARD = {"alpha": 0.3, "temperature": 2.0, "label_smoothing": 0.1}
 
 
@@ -88,6 +88,14 @@ def step_of(op: str, impl: str, device: str = "cuda", seed: int = 0) -> Step:
 
         shapes = (image(8, 20, 16, 16), tensor(4, 20, 3, 3), tensor(12, 4, 3, 3), tensor(4), image(8, 16, 16, 16))
         made = Step(convolve, shapes, image(8, 16, 8, 8, trained=False))
+    elif op == "planted_linear":
+        rows = torch.randn(24, 32, generator=torch.Generator().manual_seed(9)).to(device) / 6
+
+        def project(x: Tensor, out: Tensor, into: Tensor, bias: Tensor, addend: Tensor) -> Tensor:
+            return PF.planted_linear(x, rows, out, into, None, bias, addend=addend, activation="relu", impl=impl)
+
+        shapes = (tensor(64, 40), tensor(8, 40), tensor(24, 8), tensor(8), tensor(64, 32))
+        made = Step(project, shapes, tensor(64, 32, trained=False))
     else:
         target = torch.arange(64, device=device) * 7 % 1000
         calls: dict[str, Callable] = {

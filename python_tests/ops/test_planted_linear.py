@@ -91,6 +91,26 @@ def test_input_grad(shape, impl: str):
         assert torch.autograd.grad(none, t["input"], upstream, allow_unused=True) == (None,)
 
 
+@pytest.mark.cpu_only
+@pytest.mark.parametrize("columns", [1, 8, 40])
+@pytest.mark.parametrize("dtype", [torch.float32, F64], ids=str)
+def test_products_of_any_width(columns: int, dtype: torch.dtype):
+    """Large enough that narrow ones are computed as their transposes."""
+    shape = (96, columns, 80, columns, 32)
+    weight, bias, t = problem(shape, (100,), dtype)
+    exact = {name: tensor.detach().double().requires_grad_() for name, tensor in t.items()}
+    y = planted(shape, weight, bias, t, "none", "aten", input_grad="planted")
+    truth, theirs = joined(shape, weight.double(), bias.double(), exact, "none"), joined(shape, weight, bias, t, "none")
+    upstream = torch.randn_like(y)
+    grads = [torch.autograd.grad(out, list(tensors.values()), upstream.to(out.dtype))
+             for out, tensors in ((y, t), (theirs, t), (truth, exact))]  # fmt: skip
+    for name, ours, torchs, true in zip(t, *grads, strict=True):
+        assert ours.stride() == t[name].stride()
+        if name == "input":  # of the planted features
+            ours, torchs, true = (grad[:, 32 : 32 + columns] for grad in (ours, torchs, true))
+        assert_as_good_as_torch(ours, torchs, true, name)
+
+
 @IMPLS
 @pytest.mark.parametrize("activation", ["none", "relu"])
 def test_gradcheck(activation: str, impl: str):

@@ -56,6 +56,16 @@ def called(function) -> list[tuple[str, str]]:
 STUDENT, TEACHER = (torch.randn(64, 100, generator=torch.Generator().manual_seed(seed)) for seed in range(2))
 
 
+def test_the_keys_of_a_linear_layer():
+    """Rows, features in and out, planted ones in and out; backward, which part of the input gets a gradient."""
+    x, weight, out, into, grad = (torch.ones(*size) for size in ((2, 3, 7), (4, 5), (3, 7), (4, 2), (2, 3, 7)))
+    forward = (x, weight, out, into, None, None, 5, None, "relu")
+    assert _registry.key("planted_linear", forward) == (("float32",), (6, 7, 7, 2, 3))
+    for wanted, kind in ((True, "planted"), (False, "none")):
+        backward = (grad, x, weight, out, into, grad, 5, "relu", "planted", (wanted, True, True, True, False))
+        assert _registry.key("planted_linear_backward", backward) == (("float32", kind), (6, 7, 7, 2, 3))
+
+
 def test_without_a_row_aten_computes(follow):
     assert called(lambda: kl_div_logits(STUDENT, TEACHER)) == [("kl_div_logits", "aten")]
 

@@ -6,7 +6,7 @@ import triton.language as tl
 from torch import Tensor
 
 from plantops.ops import _triton
-from plantops.ops._layout import empty, memory_format
+from plantops.ops._layout import empty
 from plantops.ops._triton_language import rounded
 from plantops.ops.planted_conv2d import shapes
 from plantops.ops.planted_conv2d.triton_common import (
@@ -115,16 +115,17 @@ def convolve(
     pool: int,
     positions: bool,
     precision: str,
+    layout: torch.memory_format,
     config: Config | None,
 ) -> tuple[Tensor, Tensor]:
     """The output and the positions of the maxima, for pool = 1 or 2. `geometry`: stride, padding, dilation;
-    `precision`: how float32 products are rounded, "tf32" or "ieee"."""
+    `precision`: how float32 products are rounded, "tf32" or "ieee"; `layout`: of the results."""
     kernel, rows = weight.shape[2:], weight.shape[0]
     height, width = shapes.conv_size(input.shape[2:], kernel, geometry[:2], geometry[2:4], geometry[4:])
     height, width = height // pool, width // pool
     count, channels = input.shape[:2]
     outputs = rows + shapes.planted_out(weight_out)
-    y = empty(input, (count, outputs, height, width), memory_format(input))
+    y = empty(input, (count, outputs, height, width), layout)
     indices = torch.empty_like(y, dtype=torch.uint8) if positions else input.new_empty(0, dtype=torch.uint8)
     if y.numel() == 0:
         return y, indices

@@ -1,11 +1,12 @@
 """The gradient to the input, all channels or the planted ones alone, and the gradient to the addend."""
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from plantops.ops import _triton
-from plantops.ops._layout import empty, memory_format
+from plantops.ops._layout import empty
 from plantops.ops._triton_language import rounded
 from plantops.ops.planted_conv2d.triton_common import (
     Gradient,
@@ -103,10 +104,10 @@ def addend_kernel(
     tl.store(out_ptr + at[:, None] + (o.to(INDEX) * a_c)[None, :], grad, mask=inside)
 
 
-def addend_gradient(gradient: Gradient) -> Tensor:
-    """The gradient before ReLU and pooling, in the memory format of the one that came in."""
+def addend_gradient(gradient: Gradient, layout: torch.memory_format) -> Tensor:
+    """The gradient before ReLU and pooling."""
     grad, (m, n) = gradient.grad, ADDEND_TILE
-    out = empty(grad, (*grad.shape[:2], *gradient.size), memory_format(grad))
+    out = empty(grad, (*grad.shape[:2], *gradient.size), layout)
     pixels, units = out.shape[0] * out.shape[2] * out.shape[3], vector(out, out.shape[1])
     _triton.launch(
         addend_kernel, (_triton.cdiv(pixels, m) * _triton.cdiv(out.shape[1], n),), *gradient.pointers(), out, pixels,

@@ -5,6 +5,7 @@ The images are views: [*, C] is channels_last already. Products of float32 follo
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from plantops.ops import _precision
@@ -14,6 +15,7 @@ from plantops.ops.planted_conv2d.triton_common import check_supported
 from plantops.ops.planted_linear.aten import rows
 
 GEOMETRY = ((1, 1), (0, 0), (1, 1), 1)  # stride, padding, dilation, groups
+LAYOUT = torch.channels_last  # of results, whose rows then are dense
 
 
 def image(x: Tensor) -> Tensor:
@@ -50,7 +52,7 @@ def forward(
     output, _ = conv.forward(
         image(input), weight[:, :, None, None], filters(weight_out), filters(weight_in), bias, bias_out, *GEOMETRY,
         in_start, None if addend is None else image(addend), activation, 1, False,
-        _precision.of_matrix_products(input.dtype),
+        _precision.of_matrix_products(input.dtype), LAYOUT,
     )  # fmt: skip
     return features(output, input.shape[:-1])
 
@@ -75,7 +77,7 @@ def backward(
     dx, out, into, bias_out, addend = conv.backward(
         grad, saved_input, weight[:, :, None, None], filters(weight_out), filters(weight_in), saved_output, None, size,
         size, *GEOMETRY, in_start, planted, activation, 1, input_grad, output_mask,
-        _precision.of_matrix_products(grad.dtype),
+        _precision.of_matrix_products(grad.dtype), LAYOUT,
     )  # fmt: skip
     blocks = ((out, weight_out), (into, weight_in))
     out, into = (g if g.dim() < 4 or w is None else with_strides_of(g[:, :, 0, 0], w) for g, w in blocks)
