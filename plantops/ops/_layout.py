@@ -30,6 +30,12 @@ def zeros(like: Tensor, shape: tuple[int, ...], layout: torch.memory_format) -> 
     return empty(like, shape, layout).zero_()
 
 
+def as_own(tensor: Tensor, shape: Sequence[int]) -> Tensor:
+    """`tensor`, dense, in another shape and not as a view, which autograd would not let anyone change in place behind
+    an op: ``nn.ReLU(inplace=True)`` does."""
+    return torch.ops.aten._unsafe_view(tensor, shape)
+
+
 def with_strides_of(tensor: Tensor, parameter: Tensor) -> Tensor:
     """`tensor` with the dtype and strides that `torch.empty_like(parameter)` has: what a gradient should have."""
     if tensor.dtype == parameter.dtype and tensor.stride() == parameter.stride():

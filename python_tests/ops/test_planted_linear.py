@@ -218,6 +218,18 @@ def test_nan_propagates_and_relu_is_flat_at_zero():
     assert torch.equal(grad[:2], torch.tensor([[0.0], [1.0]]))
 
 
+@IMPLS
+@pytest.mark.parametrize("lead", [(), (3,), (2, 3)], ids=str)
+def test_its_result_may_be_changed_in_place(lead, impl: str):
+    shape = (5, 2, 4, 3, 2)
+    weight, bias, t = problem(shape, lead)
+    upstream = torch.randn(*lead, 7, dtype=F64)
+    expected = torch.autograd.grad(joined(shape, weight, bias, t, "relu"), list(t.values()), upstream)
+    ours = torch.autograd.grad(planted(shape, weight, bias, t, "none", impl).relu_(), list(t.values()), upstream)
+    for a, b in zip(ours, expected, strict=True):
+        torch.testing.assert_close(a, b)
+
+
 def test_double_backward_raises():
     weight, bias, t = problem(SHAPES[0])
     y = planted(SHAPES[0], weight, bias, t, "none", "auto")

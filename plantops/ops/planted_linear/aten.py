@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from plantops.ops._checks import compute_dtype
-from plantops.ops._layout import or_empty, part_of, with_strides_of
+from plantops.ops._layout import as_own, or_empty, part_of, with_strides_of
 from plantops.ops.planted_conv2d.aten import joined_bias
 
 aten = torch.ops.aten
@@ -54,7 +54,7 @@ def forward(
     old, new = weight.shape[0], 0 if weight_out is None else weight_out.shape[0]
     joined = joined_weight(weight, weight_out, weight_in, in_start)
     biases = joined_bias(bias, bias_out, old, new, weight)
-    x = input
+    x = rows(input)
     if addend is not None:
         # Half precision would round before the addition; one rounding only.
         wide = compute_dtype(dtype)
@@ -62,10 +62,10 @@ def forward(
         biases = None if biases is None else biases.to(wide)
     y = F.linear(x, joined, biases)
     if addend is not None:
-        y.add_(addend)
+        y.add_(rows(addend))
     if activation == "relu":
         y.relu_()
-    return y.to(dtype).contiguous()
+    return as_own(y.to(dtype).contiguous(), (*input.shape[:-1], old + new))
 
 
 def backward(
@@ -94,7 +94,7 @@ def backward(
     if want_input:
         full = input_grad == "full"
         product = _input_grad(grad, weight, weight_out, weight_in, in_start, planted, full)
-        grad_input = product.view(*leading, product.shape[1])
+        grad_input = as_own(product, (*leading, product.shape[1]))
     if want_weight_out:
         assert weight_out is not None
         assert input is not None
@@ -109,7 +109,7 @@ def backward(
     if want_addend:
         # An op does not return what it was given.
         fresh = grad.clone(memory_format=torch.contiguous_format) if activation == "none" else grad.contiguous()
-        grad_addend = fresh.view(grad_output.shape)
+        grad_addend = as_own(fresh, grad_output.shape)
     return or_empty((grad_input, grad_weight_out, grad_weight_in, grad_bias_out, grad_addend), grad_output)
 
 

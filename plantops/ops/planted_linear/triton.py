@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from plantops.ops import _precision
-from plantops.ops._layout import with_strides_of
+from plantops.ops._layout import as_own, with_strides_of
 from plantops.ops.planted_conv2d import triton as conv
 from plantops.ops.planted_conv2d.triton_common import check_supported
 from plantops.ops.planted_linear.aten import rows
@@ -33,7 +33,7 @@ def filters(block: Tensor | None) -> Tensor | None:
 
 def features(result: Tensor, leading: Sequence[int]) -> Tensor:
     """The inverse of `image`."""
-    return result[0, :, :, 0].t().reshape(*leading, result.shape[1]).contiguous()
+    return as_own(result[0, :, :, 0].t(), (*leading, result.shape[1]))
 
 
 def forward(
