@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import datetime
 import json
 import os
@@ -16,6 +17,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from plantops._cli.mistakes import INTERRUPTED
+from plantops._cli.options import PlantOptions, TeacherRunOptions, TrainOptions
+from plantops._cli.parse import flag_name, resolve
 from plantops.bench.record import commit
 from plantops.cli import main as plantops
 from plantops.train.run import Run, RunError, read_run
@@ -45,6 +48,24 @@ def ended(folder: Path) -> bool:
         return Session.ended(run)
 
 
+OPTIONS = {"plant": PlantOptions, "teacher": TeacherRunOptions, "train": TrainOptions}
+ELSEWHERE = ("data_root", "teacher", "device", "out")
+"""Options that may have another value when a run is taken up: paths, and where it runs."""
+
+
+def check_made_for(job: Job, folder: Path) -> None:
+    """Raises RunError where the run in ``folder`` was begun with other options than the job has now."""
+    kind, config = OPTIONS[job.arguments[0]], read_run(folder).config
+    asked = dataclasses.asdict(resolve(kind, job.arguments[0], job.arguments[1:]))
+    flags = [flag_name(word) or "" for word in job.arguments]
+    for name in {flag if flag in asked else flag.removeprefix("no_") for flag in flags} & asked.keys():
+        if name not in ELSEWHERE and name in config and config[name] != asked[name]:
+            raise RunError(
+                f"{folder} was begun with {name}={config[name]}, and {name}={asked[name]} is asked for: give another "
+                "folder to --resume, or take this run away."
+            )
+
+
 def command(job: Job, folder: Path) -> list[str]:
     """What begins the run, or goes on with it."""
     if folder.exists():
@@ -57,6 +78,9 @@ def finish(todo: Sequence[Job], folder: Path, minutes: float | None, side_by_sid
 
     ``side_by_side``: so many runs at the same time, each a process with a log beside its folder.
     """
+    for job in todo:
+        if (folder / job.name).exists():
+            check_made_for(job, folder / job.name)
     left = [job for job in todo if not ended(folder / job.name)]
     if side_by_side > 1:
         return _finish_side_by_side(left, folder, minutes, side_by_side)

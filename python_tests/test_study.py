@@ -62,6 +62,9 @@ def test_a_study_is_runs_and_a_table(tmp_path: Path) -> None:
     again = call(*script)
     assert "/5: " in done.stdout
     assert "/5: " not in again.stdout  # nothing is trained again
+    other = call(*script, "--base", "--lr 0.01")
+    assert other.returncode == 1
+    assert "base-0 was begun with lr=0.05, and lr=0.01 is asked for" in other.stderr
 
 
 @pytest.fixture
