@@ -39,9 +39,9 @@ PAPER: dict[str, Any] = {
     "epochs": 2,
     "max_rounds": 20,
     "select": "loss_per_parameter",
-    "sites_per_round": 3,
+    "sites_per_round": 5,
     "finetune_epochs": 60,
-    "finetune_lr": 0.1,
+    "finetune_lr": 0.05,
     "uniform_lr": 0.05,
 }
 """The networks of the paper; optimizer and schedule are ours (they are not published). channels_last is faster on a GPU
@@ -62,6 +62,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "paper": {
         "select": "loss",
         "sites_per_round": 1,
+        "weight_decay": 5e-4,
         "channels": "8",
         "init": "kaiming",
         "lr": 0.01,
