@@ -256,4 +256,4 @@ def test_errors_name_argument_expectation_and_value():
     fails(ValueError, "activation: .*'tanh'", x, w, w_out, w_in, activation="tanh")
     fails(ValueError, "weight: expected a frozen", x[:, :3], w.clone().requires_grad_())
     fails(TypeError, "weight: .*dtype torch.float32, got torch.bfloat16", x[:, :3], w.bfloat16())
-    fails(NotImplementedError, "planted_linear: impl=.native. on c.*'aten'", x[:, :3], w, impl="native")
+    fails(NotImplementedError, "planted_linear: impl=.native. on c", x[:, :3], w, impl="native")

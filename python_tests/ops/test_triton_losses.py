@@ -1,5 +1,7 @@
 """What the common loss tests do not reach in Triton: rows of many blocks, 64-bit offsets, a refusal with its reason."""
 
+import dataclasses
+
 import pytest
 import torch
 from bounds import assert_as_good_as_torch
@@ -122,4 +124,7 @@ def test_without_a_gpu_or_the_interpreter_it_says_so(monkeypatch):
     assert _registry.live("kl_div_logits", "triton", "cuda")
     monkeypatch.setattr(_triton, "installed", lambda: False)
     assert "pip install triton" in _registry.why_not("kl_div_logits", "triton", "cuda")
-    assert "no triton kernel" in _registry.why_not("planted_linear", "triton", "cuda")
+    monkeypatch.setitem(
+        _registry._ops, "none", dataclasses.replace(_registry._ops["kl_div_logits"], implementations={})
+    )
+    assert "no triton kernel" in _registry.why_not("none", "triton", "cuda")
