@@ -104,6 +104,27 @@ def convolution() -> str:
     )
 
 
+def linear() -> str:
+    """planted_linear beside its peers."""
+    rows = read("planted_linear_cpu")
+    body = []
+    for (batch, shape, grad), found in by_case(rows, ("batch", "shape", "input_grad")).items():
+        ours, alone = found[BOTH, "auto"], found[BACKWARD, "auto"]
+        peers = [milliseconds(found.get((BOTH, name))) for name in ("split + cat", "masked")]
+        body.append(
+            [f"{batch} x {shape}", grad, milliseconds(ours), *peers, milliseconds(compiled(found)),
+             ratio(ours, "best_peer_over_this"),
+             f"{ratio(ours, 'baseline_over_this')} ({ratio(ours, 'baseline_over_this_by_count')})",
+             ratio(alone, "best_peer_over_this")]
+        )  # fmt: skip
+    header = ["rows x features", "input_grad", "plantops", "split + cat", "masked", "fastest compiled"]
+    header += ["best peer / plantops", "masked / plantops (by counted work)", "best peer / plantops, backward alone"]
+    return (
+        f"`planted_linear` on a CPU, the same. {provenance(rows[0])}. "
+        "Raw: `benchmarks/results/planted_linear_cpu.csv`.\n\n" + markdown(header, body)
+    )
+
+
 def losses() -> str:
     """The losses beside eager torch and torch.compile, and the share of the copy bandwidth that is reached."""
     rows = read("losses_cpu")
@@ -415,7 +436,10 @@ def main() -> None:
     ):  # fmt: skip
         write(ROOT / "docs" / f"{page}.md", (tables(),))
     reduced = published("paper_cifar10_reduced", REDUCED)
-    write(ROOT / "README.md", (convolution(), losses(), training(), sweep(), gpu(), search(), reduced, coverage()))
+    write(
+        ROOT / "README.md",
+        (convolution(), linear(), losses(), training(), sweep(), gpu(), search(), reduced, coverage()),
+    )
     write(ROOT / "docs" / "search.md", (factors(), reduced, published("paper_cifar10_0.1_reduced", SMALL)))
 
 
