@@ -8,7 +8,7 @@ Everything between ``<!-- results -->`` and ``<!-- /results -->`` is replaced.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import adversarial_cifar10
@@ -82,46 +82,39 @@ def compiled(found: dict[tuple[str, str], Row]) -> Row | None:
     return min(rows, key=lambda row: float(row["p50_ms"]), default=None)
 
 
+BESIDE = ["best peer / plantops", "masked / plantops (by counted work)", "best peer / plantops, backward alone"]
+
+
+def beside_peers(found: dict[tuple[str, str], Row], peers: Sequence[str]) -> list[str]:
+    """Our time, that of each peer and of the fastest compiled one, and the ratios that `BESIDE` names."""
+    ours, alone = found[BOTH, "auto"], found[BACKWARD, "auto"]
+    times = [milliseconds(found.get((BOTH, name))) for name in peers]
+    masked = f"{ratio(ours, 'baseline_over_this')} ({ratio(ours, 'baseline_over_this_by_count')})"
+    ratios = [ratio(ours, "best_peer_over_this"), masked, ratio(alone, "best_peer_over_this")]
+    return [milliseconds(ours), *times, milliseconds(compiled(found)), *ratios]
+
+
 def convolution() -> str:
     """planted_conv2d beside its peers: the ratio to the fastest of them all, and to masking, with the one by count."""
-    rows = read("planted_conv2d_cpu")
-    body = []
-    for (shape, grad), found in by_case(rows, ("shape", "input_grad")).items():
-        ours, alone = found[BOTH, "auto"], found[BACKWARD, "auto"]
-        peers = [milliseconds(found.get((BOTH, name))) for name in ("split + cat", "ATen slice", "masked")]
-        body.append(
-            [shape, grad, milliseconds(ours), *peers, milliseconds(compiled(found)),
-             ratio(ours, "best_peer_over_this"),
-             f"{ratio(ours, 'baseline_over_this')} ({ratio(ours, 'baseline_over_this_by_count')})",
-             ratio(alone, "best_peer_over_this")]
-        )  # fmt: skip
-    header = ["shape, batch 128", "input_grad", "plantops", "split + cat", "ATen slice", "masked", "fastest compiled"]
-    header += ["best peer / plantops", "masked / plantops (by counted work)", "best peer / plantops, backward alone"]
+    rows, peers = read("planted_conv2d_cpu"), ["split + cat", "ATen slice", "masked"]
+    cases = by_case(rows, ("shape", "input_grad"))
+    body = [[shape, grad, *beside_peers(found, peers)] for (shape, grad), found in cases.items()]
     return (
         "`planted_conv2d` on a CPU, forward + backward, float32, `out` and `in` blocks, milliseconds (medians); above "
         f"1x plantops is faster. {provenance(rows[0])}. Raw: `benchmarks/results/planted_conv2d_cpu.csv`.\n\n"
-        + markdown(header, body)
+        + markdown(["shape, batch 128", "input_grad", "plantops", *peers, "fastest compiled", *BESIDE], body)
     )
 
 
 def linear() -> str:
     """planted_linear beside its peers."""
-    rows = read("planted_linear_cpu")
-    body = []
-    for (batch, shape, grad), found in by_case(rows, ("batch", "shape", "input_grad")).items():
-        ours, alone = found[BOTH, "auto"], found[BACKWARD, "auto"]
-        peers = [milliseconds(found.get((BOTH, name))) for name in ("split + cat", "masked")]
-        body.append(
-            [f"{batch} x {shape}", grad, milliseconds(ours), *peers, milliseconds(compiled(found)),
-             ratio(ours, "best_peer_over_this"),
-             f"{ratio(ours, 'baseline_over_this')} ({ratio(ours, 'baseline_over_this_by_count')})",
-             ratio(alone, "best_peer_over_this")]
-        )  # fmt: skip
-    header = ["rows x features", "input_grad", "plantops", "split + cat", "masked", "fastest compiled"]
-    header += ["best peer / plantops", "masked / plantops (by counted work)", "best peer / plantops, backward alone"]
+    rows, peers = read("planted_linear_cpu"), ["split + cat", "masked"]
+    cases = by_case(rows, ("batch", "shape", "input_grad"))
+    body = [[f"{n} x {shape}", grad, *beside_peers(found, peers)] for (n, shape, grad), found in cases.items()]
     return (
         f"`planted_linear` on a CPU, the same. {provenance(rows[0])}. "
-        "Raw: `benchmarks/results/planted_linear_cpu.csv`.\n\n" + markdown(header, body)
+        "Raw: `benchmarks/results/planted_linear_cpu.csv`.\n\n"
+        + markdown(["rows x features", "input_grad", "plantops", *peers, "fastest compiled", *BESIDE], body)
     )
 
 

@@ -91,10 +91,15 @@ def forget() -> None:
     choose.cache_clear()
 
 
+def dtype_trait(tensor: torch.Tensor) -> str:
+    """``float32`` of a float32 tensor."""
+    return str(tensor.dtype).removeprefix("torch.")
+
+
 def of_rows(logits: torch.Tensor, *_: Any) -> Key:
     """The key of an op over rows of logits: its dtype; rows and classes."""
     classes = logits.shape[-1]
-    return (str(logits.dtype).removeprefix("torch."),), (logits.numel() // max(1, classes), classes)
+    return (dtype_trait(logits),), (logits.numel() // max(1, classes), classes)
 
 
 def of_rows_backward(grad: torch.Tensor, logits: torch.Tensor, *_: Any) -> Key:

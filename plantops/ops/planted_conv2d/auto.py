@@ -137,6 +137,5 @@ def backward_key(*args: Any) -> _tuned.Key:
 
 
 def _traits(tensor: Tensor, stride: Sequence[int], groups: int, max_pool: int) -> _tuned.Traits:
-    dtype = str(tensor.dtype).removeprefix("torch.")
     layout = "channels_last" if memory_format(tensor) == torch.channels_last else "contiguous"
-    return dtype, layout, f"stride {stride[0]}x{stride[1]}", f"groups {groups}", f"pool {max_pool}"
+    return _tuned.dtype_trait(tensor), layout, f"stride {stride[0]}x{stride[1]}", f"groups {groups}", f"pool {max_pool}"

@@ -12,14 +12,14 @@ from plantops.ops import _tuned
 def forward_key(*args: Any) -> _tuned.Key:
     """The key of the forward's arguments, without `impl`."""
     input, weight, weight_out, weight_in = args[:4]
-    return (str(input.dtype).removeprefix("torch."),), _features(input, weight, weight_out, weight_in)
+    return (_tuned.dtype_trait(input),), _features(input, weight, weight_out, weight_in)
 
 
 def backward_key(*args: Any) -> _tuned.Key:
     """The same of the backward's, and which part of the input gets a gradient."""
     grad, _, weight, weight_out, weight_in = args[:5]
     input_grad, mask = args[8], args[9]
-    traits = (str(grad.dtype).removeprefix("torch."), input_grad if mask[0] else "none")
+    traits = (_tuned.dtype_trait(grad), input_grad if mask[0] else "none")
     return traits, _features(grad, weight, weight_out, weight_in)
 
 
