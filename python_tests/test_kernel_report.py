@@ -78,6 +78,7 @@ Resource usage:
     assert list(kernel_report.usage(Path("any.cubin"))) == [("good", 32, 0, 1024), ("bad", 255, 424, 0)]
     row = kernel_report.Row("triton", "bad", "sm_90", 255, 424, 0, "")
     monkeypatch.undo()
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)  # main() takes it away; here it comes back for other tests
     monkeypatch.setattr(kernel_report, "report", lambda *a: iter([row]))
     monkeypatch.setattr(sys, "argv", ["kernel_report.py", "--csv", str(tmp_path / "report.csv")])
     monkeypatch.setenv("PLANTOPS_COMMIT", "abc123")

@@ -221,25 +221,22 @@ def _shape(weight: Tensor) -> _Shape:
     return _Shape(address, outputs, inputs, taps, (inputs * taps, 1, inputs))
 
 
-def _pieces(flat: Tensor, weights: Sequence[Tensor], readable: Sequence[Tensor]) -> list[Tensor]:
-    """The gradients in one piece of memory, each laid out as `torch.empty_like` does."""
+def _apart(pieces: Sequence[Tensor]) -> list[Tensor]:
+    """Pieces of one tensor in memory of their own, by one launch: the results of an op may not share any."""
+    if len(pieces) == 1:
+        return list(pieces)
+    own = [torch.empty_like(piece) for piece in pieces]
+    torch._foreach_copy_(own, pieces)
+    return own
+
+
+def _gradients(flat: Tensor, weights: Sequence[Tensor], readable: Sequence[Tensor]) -> list[Tensor]:
+    """The gradients that lie in `flat` one behind the other, each laid out as `torch.empty_like` does."""
     pieces, begin = [], 0
-    for weight, own in zip(weights, readable, strict=True):
-        piece = flat.as_strided(own.shape, own.stride(), begin)
-        pieces.append(piece if own is weight else with_strides_of(piece, weight))
+    for own in readable:
+        pieces.append(flat.as_strided(own.shape, own.stride(), begin))
         begin += own.numel()
-    return pieces
-
-
-def _joined(coefficients: Sequence[Tensor]) -> Tensor:
-    """All coefficients one behind the other: as `forward` left them, or copied."""
-    first, end = coefficients[0], coefficients[0].data_ptr()
-    for one in coefficients:
-        together = one.is_contiguous() and one.data_ptr() == end
-        if not together or one.untyped_storage().data_ptr() != first.untyped_storage().data_ptr():
-            return torch.cat([each.reshape(-1) for each in coefficients])
-        end += one.nbytes
-    return first.as_strided((sum(one.numel() for one in coefficients),), (1,), first.storage_offset())
+    return [with_strides_of(piece, weight) for piece, weight in zip(_apart(pieces), weights, strict=True)]
 
 
 def _element(weight: Tensor) -> tl.dtype:
@@ -276,7 +273,8 @@ def forward(
     """The value and, for each layer, [out, in] coefficients (see reference.forward)."""
     value, flat, _ = _groups(weights, penalty, groups, strength, l1, False)
     sizes = [weight.shape[0] * weight.shape[1] for weight in weights]
-    return value, [piece.view(weight.shape[:2]) for piece, weight in zip(flat.split(sizes), weights, strict=True)]
+    pieces = _apart(flat.split(sizes))
+    return value, [piece.view(weight.shape[:2]) for piece, weight in zip(pieces, weights, strict=True)]
 
 
 def value_and_grad(
@@ -284,7 +282,7 @@ def value_and_grad(
 ) -> tuple[Tensor, list[Tensor]]:
     """The value and its gradients for an upstream gradient of one."""
     value, flat, readable = _groups(weights, penalty, groups, strength, l1, True)
-    return value, _pieces(flat, weights, readable)
+    return value, _gradients(flat, weights, readable)
 
 
 def backward(
@@ -296,9 +294,10 @@ def backward(
     shapes = tuple(_shape(weight) for weight in readable)
     table, programs = _tables(shapes, "", KERNELS, weights[0].device)
     flat = weights[0].new_empty(sum(shape.values for shape in shapes))
+    together = torch.cat([each.reshape(-1) for each in coefficients])
     _triton.launch(
-        gradient_kernel, (len(programs),), grad, table, programs, _joined(coefficients), flat, l1,
+        gradient_kernel, (len(programs),), grad, table, programs, together, flat, l1,
         ELEMENT=_element(weights[0]), COMPUTE=triton_dtype(dtype), SQUARES=PENALTIES[penalty].squares, KERNELS=KERNELS,
         TAPS=TAPS, max_registers=most_registers(dtype) or ENOUGH_REGISTERS,
     )  # fmt: skip
-    return _pieces(flat, weights, readable)
+    return _gradients(flat, weights, readable)
