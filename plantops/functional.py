@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from plantops.ops import _autocast, _checks
+from plantops.ops import _autocast, _checks, _eager
 from plantops.ops import distillation_loss as _distillation
 from plantops.ops import group_sparsity as _sparsity
 from plantops.ops import kl_div_logits as _kl
@@ -47,6 +47,8 @@ def kl_div_logits(
 
     Source: Hinton, Vinyals, Dean, arXiv 1503.02531; as the loss of planting: Mitsuno et al., arXiv 2011.02390.
     """
+    if (loss := _eager.kl_div_logits(student, teacher, temperature, reduction, impl)) is not None:
+        return loss
     _checks.check_logits(student, teacher, temperature)
     _checks.check_choice("reduction", reduction, _kl.REDUCTIONS)
     check_impl(impl)
@@ -67,6 +69,9 @@ def kl_div_logits_value_and_grad(
         ``(loss, gradient)``: the loss as in `kl_div_logits`, the gradient with the student's shape and dtype. Neither
         is attached to a graph.
     """
+    both = _eager.kl_div_logits_value_and_grad(student, teacher, temperature, reduction, impl)
+    if both is not None:
+        return both
     with torch.no_grad():
         _checks.check_logits(student, teacher, temperature)
         _checks.check_choice("reduction", reduction, _kl.REDUCTIONS)
@@ -114,6 +119,9 @@ def distillation_loss(
 
     Source: Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", arXiv 1503.02531, section 2.
     """
+    loss = _eager.distillation_loss(student, teacher, target, alpha, temperature, label_smoothing, reduction, impl)
+    if loss is not None:
+        return loss
     _checks.check_logits(student, teacher, temperature)
     _checks.check_target(target, student)
     _checks.check_unit("alpha", alpha)
@@ -186,6 +194,12 @@ def planted_conv2d(
 
     Source: the candidates of channel planting, Mitsuno et al., arXiv 2011.02390, section III.
     """
+    output = _eager.planted_conv2d(
+        input, weight, weight_out, weight_in, bias, bias_out, stride, padding, dilation, groups, in_start, addend,
+        activation, max_pool, input_grad, impl,
+    )  # fmt: skip
+    if output is not None:
+        return output
     device = input.device.type
     if _autocast.active(device):
         cast, frozen = _autocast.cast, _autocast.cast_frozen

@@ -129,6 +129,17 @@ def key(stem: str, args: Sequence[Any]) -> _tuned.Key | None:
     return None if made is None else made(*args)
 
 
+def choice(stem: str, *args: Any) -> str:
+    """What `impl="auto"` stands for with these arguments, without `impl`: for the compiled module, which asks once."""
+    op, device = _ops[stem], _device(args)
+    if device.type != "cuda":
+        return op.choose(*args)
+    if op.key is None:
+        return "aten"
+    impl = _tuned.choose(stem, _tuned.architecture(device.index), *op.key(*args))
+    return impl if live(stem, impl, device.type) else "aten"
+
+
 def check_impl(impl: str) -> None:
     """Raises ValueError when `impl` is not one of the names that exist."""
     if impl not in IMPLS:

@@ -25,6 +25,7 @@ from typing import Any
 import torch
 
 import plantops
+from plantops.ops import _eager
 
 SHIPPED = Path(plantops.__file__).parent / "data" / "tuned"
 FOLDER = "PLANTOPS_TUNED"
@@ -89,6 +90,7 @@ def forget() -> None:
     """Reads the tables again at the next call."""
     table.cache_clear()
     choose.cache_clear()
+    _eager.forget_choices()
 
 
 def dtype_trait(tensor: torch.Tensor) -> str:

@@ -1,0 +1,87 @@
+#include "arguments.h"
+
+#include <ATen/PythonTorchFunctionTLS.h>
+#include <c10/core/impl/LocalDispatchKeySet.h>
+#include <torch/csrc/autograd/python_variable.h>
+
+namespace plantops::eager {
+namespace {
+
+bool plain(const at::Tensor& t) {
+  using enum c10::DispatchKey;
+  constexpr c10::DispatchKeySet known(
+      {CPU, CUDA, AutogradCPU, AutogradCUDA, AutocastCPU, AutocastCUDA, ADInplaceOrView});
+  const auto keys = t.key_set();
+  return (keys.raw_repr() & ~known.raw_repr()) == 0 && keys.has(ADInplaceOrView);
+}
+
+}  // namespace
+
+bool ordinary_thread(Autocast autocast) {
+  const auto keys = c10::impl::tls_local_dispatch_key_set();
+  // What torch excludes by default are the keys of autocast: switched on, they are missing there.
+  const auto excluded = autocast == Autocast::must_be_off ? keys.excluded_ : keys.excluded_ | c10::default_excluded_set;
+  return keys.included_ == c10::default_included_set && excluded == c10::default_excluded_set &&
+         !at::impl::torch_function_mode_enabled();
+}
+
+at::Tensor Arguments::tensor() {
+  PyObject* value = next();
+  if (ordinary_ && THPVariable_CheckExact(value)) {
+    const at::Tensor& t = THPVariable_Unpack(value);
+    if (plain(t)) return t;
+  }
+  ordinary_ = false;
+  return {};
+}
+
+OptionalTensor Arguments::optional_tensor() {
+  if (next_ < values_.size() && values_[next_] == Py_None) {
+    ++next_;
+    return std::nullopt;
+  }
+  return tensor();
+}
+
+int64_t Arguments::integer(PyObject* value) {
+  int overflow = 0;
+  const int64_t number = PyLong_CheckExact(value) ? PyLong_AsLongLongAndOverflow(value, &overflow) : (ordinary_ = false);
+  if (overflow != 0) ordinary_ = false;
+  return number;
+}
+
+int64_t Arguments::integer() { return integer(next()); }
+
+std::optional<int64_t> Arguments::optional_integer() {
+  PyObject* value = next();
+  if (value == Py_None) return std::nullopt;
+  return integer(value);
+}
+
+std::array<int64_t, 2> Arguments::pair() {
+  PyObject* value = next();
+  if (PyTuple_CheckExact(value) && PyTuple_GET_SIZE(value) == 2)
+    return {integer(PyTuple_GET_ITEM(value, 0)), integer(PyTuple_GET_ITEM(value, 1))};
+  const int64_t both = integer(value);
+  return {both, both};
+}
+
+double Arguments::number() {
+  PyObject* value = next();
+  if (PyFloat_CheckExact(value)) return PyFloat_AS_DOUBLE(value);
+  return static_cast<double>(integer(value));
+}
+
+std::string_view Arguments::text() {
+  PyObject* value = next();
+  Py_ssize_t length = 0;
+  const char* letters = PyUnicode_CheckExact(value) ? PyUnicode_AsUTF8AndSize(value, &length) : nullptr;
+  if (letters == nullptr) {
+    PyErr_Clear();
+    ordinary_ = false;
+    return {};
+  }
+  return {letters, static_cast<size_t>(length)};
+}
+
+}  // namespace plantops::eager

@@ -1,0 +1,258 @@
+// planted_conv2d as Python calls it: arguments, checks and autograd without a detour through the interpreter.
+#include <c10/core/GradMode.h>
+#include <torch/csrc/Exceptions.h>
+#include <torch/csrc/autograd/python_variable.h>
+
+#include <algorithm>
+#include <tuple>
+
+#include "../tensors/planted_conv2d.h"
+#include "arguments.h"
+#include "autograd.h"
+#include "choice.h"
+
+namespace plantops::eager {
+namespace {
+
+namespace py = pybind11;
+using at::Tensor;
+using std::string_view;
+
+constexpr char kForward[] = "planted_conv2d", kBackward[] = "planted_conv2d_backward";
+
+using ForwardSignature = std::tuple<Tensor, Tensor>(
+    const Tensor&, const Tensor&, const OptionalTensor&, const OptionalTensor&, const OptionalTensor&,
+    const OptionalTensor&, at::IntArrayRef, at::IntArrayRef, at::IntArrayRef, int64_t, int64_t, const OptionalTensor&,
+    string_view, int64_t, bool, string_view);
+using BackwardSignature = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>(
+    const Tensor&, const OptionalTensor&, const Tensor&, const OptionalTensor&, const OptionalTensor&,
+    const OptionalTensor&, const OptionalTensor&, at::IntArrayRef, at::IntArrayRef, at::IntArrayRef, at::IntArrayRef,
+    at::IntArrayRef, int64_t, int64_t, int64_t, string_view, int64_t, string_view, std::array<bool, 5>, string_view);
+
+struct Call {
+  Tensor input, weight;
+  OptionalTensor weight_out, weight_in, bias, bias_out;
+  Size2 stride, padding, dilation;
+  int64_t groups;
+  std::optional<int64_t> in_start;
+  OptionalTensor addend;
+  string_view activation;
+  int64_t max_pool;
+  string_view input_grad, impl;
+
+  explicit Call(Arguments& a)
+      : input(a.tensor()), weight(a.tensor()), weight_out(a.optional_tensor()), weight_in(a.optional_tensor()),
+        bias(a.optional_tensor()), bias_out(a.optional_tensor()), stride(a.pair()), padding(a.pair()),
+        dilation(a.pair()), groups(a.integer()), in_start(a.optional_integer()), addend(a.optional_tensor()),
+        activation(a.text()), max_pool(a.integer()), input_grad(a.text()), impl(a.text()) {}
+
+  bool valid() const;  // passes every check of planted_conv2d in plantops/functional.py
+  int64_t trunk_in() const { return weight.size(1); }
+  int64_t planted_in() const { return weight_in ? weight_in->size(1) : 0; }
+  int64_t planted_out() const { return weight_out ? weight_out->size(0) : 0; }
+  int64_t start() const { return in_start.value_or(trunk_in()); }
+  Size2 input_size() const { return {input.size(2), input.size(3)}; }
+  Size2 conv_size() const {
+    const auto axis = [&](int i) {
+      return conv_output_size(input.size(2 + i), weight.size(2 + i), stride[i], padding[i], dilation[i]);
+    };
+    return {axis(0), axis(1)};
+  }
+  // input, weight_out, weight_in, bias_out, addend: which get a gradient
+  std::array<bool, 5> needs() const {
+    const auto trained = [](const OptionalTensor& t) { return t && t->requires_grad(); };
+    return {input.requires_grad() && input_grad != "none", trained(weight_out), trained(weight_in), trained(bias_out),
+            trained(addend)};
+  }
+};
+
+bool Call::valid() const {
+  const auto alike = [&](const OptionalTensor& t) {
+    return !t || (t->scalar_type() == input.scalar_type() && t->device() == input.device());
+  };
+  const auto is = [](const OptionalTensor& t, std::initializer_list<int64_t> shape) {
+    return !t || t->sizes() == at::IntArrayRef(shape);
+  };
+  const auto type = input.scalar_type();
+  if (type != at::kFloat && type != at::kBFloat16 && type != at::kHalf && type != at::kDouble) return false;
+  if (groups != 1 || input.dim() != 4 || weight.dim() != 4) return false;
+  if (!alike(weight) || !alike(weight_out) || !alike(weight_in) || !alike(bias) || !alike(bias_out) || !alike(addend))
+    return false;
+  if (c10::GradMode::is_enabled() && (weight.requires_grad() || (bias && bias->requires_grad()))) return false;
+  if ((activation != "none" && activation != "relu") || max_pool < 1 || max_pool > 15) return false;
+  if (input_grad != "full" && input_grad != "planted" && input_grad != "none") return false;
+  if (weight_in && weight_in->dim() != 4) return false;
+  if (weight_out && weight_out->dim() != 4) return false;
+  const int64_t rows = weight.size(0), height = weight.size(2), width = weight.size(3);
+  if (!is(weight_in, {rows, planted_in(), height, width})) return false;
+  if (!is(weight_out, {planted_out(), trunk_in() + planted_in(), height, width})) return false;
+  if (!is(bias, {rows}) || !is(bias_out, {planted_out()})) return false;
+  if (input.size(1) != trunk_in() + planted_in() || start() < 0 || start() > trunk_in()) return false;
+  for (int axis = 0; axis < 2; ++axis)
+    if (stride[axis] < 1 || dilation[axis] < 1 || padding[axis] < 0) return false;
+  const Size2 size = conv_size();
+  return size[0] >= max_pool && size[1] >= max_pool &&
+         is(addend, {input.size(0), rows + planted_out(), size[0], size[1]});
+}
+
+py::object wrapped(const OptionalTensor& t) {
+  return t && t->defined() ? py::reinterpret_steal<py::object>(THPVariable_Wrap(*t)) : py::none();
+}
+
+py::tuple pair(const Size2& values) { return py::make_tuple(values[0], values[1]); }
+
+CallShape shape_of(const Tensor& images, const Tensor& weight, int64_t planted_out, int64_t planted_in,
+                   const Size2& size, const Size2& stride, int64_t max_pool, int64_t input_grad) {
+  return {int64_t(images.scalar_type()), int64_t(images.device().type()), images.device().index(),
+          int64_t(memory_format(images)), images.size(0), weight.size(0), weight.size(1), weight.size(2), weight.size(3),
+          planted_out, planted_in, size[0], size[1], stride[0], stride[1], max_pool, input_grad};
+}
+
+CallShape shape_of(const Call& c) {
+  return shape_of(c.input, c.weight, c.planted_out(), c.planted_in(), c.input_size(), c.stride, c.max_pool, 0);
+}
+
+bool native(const Call& c) {
+  if (c.impl != "auto") return c.impl == "native";
+  return auto_is_native(kForward, shape_of(c), [&] {
+    return py::make_tuple(wrapped(c.input), wrapped(c.weight), wrapped(c.weight_out), wrapped(c.weight_in),
+                          wrapped(c.bias), wrapped(c.bias_out), pair(c.stride), pair(c.padding), pair(c.dilation),
+                          c.groups, c.start(), wrapped(c.addend), py::str(std::string(c.activation)), c.max_pool,
+                          false);
+  });
+}
+
+std::tuple<Tensor, Tensor> call_op(const Call& c, bool save_indices) {
+  static const Op<ForwardSignature> op("plantops::planted_conv2d");
+  return op(c.input, c.weight, c.weight_out, c.weight_in, c.bias, c.bias_out, c.stride, c.padding, c.dilation, c.groups,
+            c.start(), c.addend, c.activation, c.max_pool, save_indices, "native");
+}
+
+// What is saved of a tensor when only a slice is needed: a compact copy of at most a quarter, else the tensor.
+Tensor compact(const Tensor& t, int64_t start, int64_t length) {
+  if (4 * length > t.size(1)) return t;
+  return t.narrow(1, start, length).clone(memory_format(t));
+}
+
+// What a backward needs beside tensors, in a row of integers, which autograd can store.
+struct Saved {
+  Size2 input_size, conv_size, stride, padding, dilation;
+  int64_t in_start, planted_in, max_pool;
+  bool relu, planted_input_grad, auto_impl;
+  std::array<bool, 5> needs;
+
+  Saved(const Call& c, const std::array<bool, 5>& wanted)
+      : input_size(c.input_size()), conv_size(c.conv_size()), stride(c.stride), padding(c.padding),
+        dilation(c.dilation), in_start(c.start()), planted_in(c.planted_in()), max_pool(c.max_pool),
+        relu(c.activation == "relu"), planted_input_grad(c.input_grad == "planted"), auto_impl(c.impl == "auto"),
+        needs(wanted) {}
+
+  explicit Saved(const std::vector<int64_t>& v)
+      : input_size{v[0], v[1]}, conv_size{v[2], v[3]}, stride{v[4], v[5]}, padding{v[6], v[7]}, dilation{v[8], v[9]},
+        in_start(v[10]), planted_in(v[11]), max_pool(v[12]), relu(v[13]), planted_input_grad(v[14]), auto_impl(v[15]),
+        needs{bool(v[16]), bool(v[17]), bool(v[18]), bool(v[19]), bool(v[20])} {}
+
+  std::vector<int64_t> integers() const {
+    return {input_size[0], input_size[1], conv_size[0], conv_size[1], stride[0], stride[1], padding[0], padding[1],
+            dilation[0], dilation[1], in_start, planted_in, max_pool, relu, planted_input_grad, auto_impl, needs[0],
+            needs[1], needs[2], needs[3], needs[4]};
+  }
+};
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> call_backward(
+    const Saved& s, const Tensor& grad, const variable_list& t, const std::array<bool, 5>& mask) {
+  static const Op<BackwardSignature> op("plantops::planted_conv2d_backward");
+  const auto given = [](const Tensor& tensor) { return tensor.defined() ? OptionalTensor(tensor) : std::nullopt; };
+  const OptionalTensor input = given(t[0]), weight_out = given(t[2]), weight_in = given(t[3]), output = given(t[4]),
+                       indices = given(t[5]);
+  const Tensor& weight = t[1];
+  const string_view activation = s.relu ? "relu" : "none", input_grad = s.planted_input_grad ? "planted" : "full";
+  const auto call = [&](string_view impl) {
+    return op(grad, input, weight, weight_out, weight_in, output, indices, s.input_size, s.conv_size, s.stride,
+              s.padding, s.dilation, 1, s.in_start, s.planted_in, activation, s.max_pool, input_grad, mask, impl);
+  };
+  if (!s.auto_impl) return call("native");
+  CallShape shape = shape_of(grad, weight, weight_out ? weight_out->size(0) : 0, s.planted_in, s.input_size, s.stride,
+                             s.max_pool, !mask[0] ? 1 : s.planted_input_grad ? 2 : 3);
+  const bool is_native = auto_is_native(kBackward, shape, [&] {
+    return py::make_tuple(wrapped(grad), wrapped(input), wrapped(weight), wrapped(weight_out), wrapped(weight_in),
+                          wrapped(output), wrapped(indices), pair(s.input_size), pair(s.conv_size), pair(s.stride),
+                          pair(s.padding), pair(s.dilation), 1, s.in_start, s.planted_in,
+                          py::str(std::string(activation)), s.max_pool, py::str(std::string(input_grad)),
+                          py::make_tuple(mask[0], mask[1], mask[2], mask[3], mask[4]));
+  });
+  if (!is_native) return call("auto");
+  try {
+    return call("native");
+  } catch (const c10::NotImplementedError&) {  // the measurement was a neighbour's
+    remember_not_native(kBackward, std::move(shape));
+    return call("auto");
+  }
+}
+
+struct PlantedConv2d : torch::autograd::Function<PlantedConv2d> {
+  static Tensor forward(AutogradContext* context, const Tensor& input, const OptionalTensor& weight_out,
+                        const OptionalTensor& weight_in, const OptionalTensor& /*bias_out*/,
+                        const OptionalTensor& /*addend*/, const Call& c, const std::array<bool, 5>& needs) {
+    auto [output, indices] = call_op(c, c.max_pool > 1);
+    const auto [need_input, need_out, need_in, need_bias, need_addend] = needs;
+    const bool all_rows = need_input || need_in || need_addend;
+    const int64_t rows = c.weight.size(0);
+    const auto saved = [&](const Tensor& t) { return all_rows ? t : compact(t, rows, t.size(1) - rows); };
+    context->save_for_backward({need_out  ? input
+                                : need_in ? compact(input, c.start(), c.planted_in())
+                                          : Tensor(),
+                                c.weight, weight_out.value_or(Tensor()), weight_in.value_or(Tensor()),
+                                c.activation == "relu" ? saved(output) : Tensor(),
+                                c.max_pool > 1 ? saved(indices) : Tensor()});
+    context->saved_data["integers"] = Saved(c, needs).integers();
+    return output;
+  }
+
+  static variable_list backward(AutogradContext* context, const variable_list& gradients) {
+    const Saved s(context->saved_data["integers"].toIntVector());
+    const variable_list saved = context->get_saved_variables();
+    const Tensor& grad = gradients[0];
+    // Without activation and pooling the addend's gradient is the one that came in.
+    const bool passes = s.needs[4] && !s.relu && s.max_pool == 1;
+    std::array<bool, 5> mask = s.needs;
+    if (passes) mask[4] = false;
+    variable_list results(7);
+    if (std::find(mask.begin(), mask.end(), true) != mask.end()) {
+      auto [input, out, in, bias, addend] = call_backward(s, grad, saved, mask);
+      const std::array<Tensor*, 5> all{&input, &out, &in, &bias, &addend};
+      for (int i = 0; i < 5; ++i)
+        if (mask[i]) results[i] = std::move(*all[i]);
+    }
+    if (passes) results[4] = grad;
+    refuse_double_backward(kForward, results, saved);
+    return results;
+  }
+};
+
+}  // namespace
+
+PyObject* planted_conv2d(PyObject*, PyObject* const* values, Py_ssize_t count) {
+  HANDLE_TH_ERRORS
+  Arguments arguments(values, count, Autocast::must_be_off);
+  if (!arguments.ordinary()) Py_RETURN_NONE;
+  const Call call(arguments);
+  if (!arguments.ordinary() || !call.valid() || !native(call)) Py_RETURN_NONE;
+  Tensor output;
+  try {
+    const py::gil_scoped_release others_run;
+    const auto needs = call.needs();
+    if (c10::GradMode::is_enabled() && std::find(needs.begin(), needs.end(), true) != needs.end())
+      output = PlantedConv2d::apply(call.input, call.weight_out, call.weight_in, call.bias_out, call.addend, call, needs);
+    else
+      output = std::get<0>(call_op(call, false));
+  } catch (const c10::NotImplementedError&) {
+    if (call.impl != "auto") throw;
+    remember_not_native(kForward, shape_of(call));  // the measurement was a neighbour's
+    Py_RETURN_NONE;
+  }
+  return THPVariable_Wrap(std::move(output));
+  END_HANDLE_TH_ERRORS
+}
+
+}  // namespace plantops::eager

@@ -1,0 +1,459 @@
+"""The shortcut in C++ and the way through Python are one op: the same bits, the same memory, the same errors."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from conv_cases import ALL, Case, Problem
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from plantops import functional
+from plantops._extension import STATUS
+from plantops.functional import distillation_loss, kl_div_logits, kl_div_logits_value_and_grad, planted_conv2d
+from plantops.ops import _eager, _registry, _tuned
+
+if not STATUS.loaded:
+    pytest.skip(f"no compiled module: {STATUS.reason}", allow_module_level=True)
+
+SHORTCUTS = ("planted_conv2d", "kl_div_logits", "kl_div_logits_value_and_grad", "distillation_loss")
+NAMES = ("input", "weight_out", "weight_in", "bias_out", "addend")
+S, T = torch.zeros(4, 10), torch.zeros(4, 10)
+WIDE = Case(fi=14, pi=2, fo=12, po=4, start=3, activation="relu", max_pool=2, size=(8, 8), addend=True)
+ORDINARY = [case for case in ALL if case.stride == 1 and case.groups == 1 and not isinstance(case.padding, str)]
+
+
+@pytest.fixture
+def taken(monkeypatch) -> list[bool]:
+    """Whether the shortcut computed, call by call."""
+    record: list[bool] = []
+
+    def watched(shortcut: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any) -> Any:
+            result = shortcut(*args)
+            record.append(result is not None)
+            return result
+
+        return call
+
+    for name in SHORTCUTS:
+        monkeypatch.setattr(_eager, name, watched(getattr(_eager, name)))
+    return record
+
+
+def through_python(compute: Callable[[], Any]) -> Any:
+    """The same without the shortcuts."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in SHORTCUTS:
+            patch.setattr(_eager, name, lambda *_: None)
+        return compute()
+
+
+def kept(compute: Callable[[], Tensor]) -> tuple[Tensor, list[tuple[tuple[int, ...], int]]]:
+    """The result, and shape and bytes of storage of all that its graph keeps."""
+    saved: list[tuple[tuple[int, ...], int]] = []
+
+    def pack(tensor: Tensor) -> Tensor:
+        saved.append((tuple(tensor.shape), tensor.untyped_storage().nbytes()))
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        return compute(), saved
+
+
+def same(ours: Tensor | None, theirs: Tensor | None) -> bool:
+    if ours is None or theirs is None:
+        return ours is theirs
+    return torch.equal(ours, theirs) and ours.stride() == theirs.stride() and ours.dtype == theirs.dtype
+
+
+def assert_same_conv(problem: Problem, taken: list[bool], **options: Any) -> None:
+    y, saved = kept(lambda: problem.planted("native", **options))
+    assert taken == [True]
+    expected, expected_saved = kept(lambda: through_python(lambda: problem.planted("native", **options)))
+    assert same(y, expected)
+    assert saved == expected_saved
+    assert y.requires_grad == expected.requires_grad
+    if not y.requires_grad:
+        return
+    upstream = torch.randn(y.shape, dtype=y.dtype)
+    trained = [tensor for tensor in problem.trained.values() if tensor.requires_grad]
+    ours = torch.autograd.grad(y, trained, upstream, allow_unused=True)
+    theirs = torch.autograd.grad(expected, trained, upstream, allow_unused=True)
+    assert all(map(same, ours, theirs))
+    assert any(gradient is not None for gradient in ours) or "input_grad" in options
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("case", ORDINARY, ids=str)
+def test_convolutions_of_every_shape(case: Case, dtype: torch.dtype, taken):
+    assert_same_conv(Problem.of(case, dtype), taken)
+
+
+@pytest.mark.parametrize("input_grad", ["full", "planted", "none"])
+@pytest.mark.parametrize("needs", [set(n) for r in range(6) for n in itertools.combinations(NAMES, r)], ids=str)
+def test_every_set_of_gradients(needs: set[str], input_grad: str, taken):
+    for case in (WIDE, Case(fi=14, pi=2, fo=12, po=4, start=3, addend=True)):
+        problem = Problem.of(case, torch.float32)
+        for name, tensor in problem.trained.items():
+            tensor.requires_grad_(name in needs)
+        taken.clear()
+        assert_same_conv(problem, taken, input_grad=input_grad)
+
+
+def test_parameters_and_what_stands_for_a_pair(taken):
+    problem = Problem.of(Case(start=None), torch.float32)
+    t = {name: torch.nn.Parameter(tensor.detach()) for name, tensor in problem.trained.items()}
+    args = (t["input"], problem.weight, t["weight_out"], t["weight_in"], problem.bias, t["bias_out"])
+    ours = [planted_conv2d(*args, 1, one, impl="native") for one in (1, (1, 1))]
+    assert taken == [True, True]
+    listed = planted_conv2d(*args, [1, 1], [1, 1], [1, 1], impl="native")
+    assert taken == [True, True, False]
+    assert torch.equal(ours[0], ours[1])
+    assert torch.equal(ours[0], listed)
+
+
+@pytest.mark.parametrize("teacher_dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("reduction", ["none", "sum", "mean", "batchmean"])
+@pytest.mark.parametrize("impl", ["native", "auto"])
+def test_losses(impl: str, reduction: str, dtype: torch.dtype, teacher_dtype: torch.dtype, taken):
+    student = torch.randn(3, 5, 7).transpose(0, 1).to(dtype).requires_grad_()
+    teacher, target = torch.randn(5, 3, 7).to(teacher_dtype), torch.randint(7, (5, 3))
+    calls: list[Callable[[], Tensor]] = [lambda: kl_div_logits(student, teacher, 2.5, reduction, impl=impl)]
+    if reduction != "batchmean":
+        calls.append(
+            lambda: distillation_loss(
+                student, teacher, target, alpha=0.3, temperature=2, label_smoothing=0.1, reduction=reduction, impl=impl
+            )
+        )
+    for call in calls:
+        taken.clear()
+        (loss, saved), (expected, expected_saved) = kept(call), kept(lambda: through_python(call))  # noqa: B023
+        assert taken == [True]
+        assert same(loss, expected)
+        assert saved == expected_saved
+        upstream = torch.rand(loss.shape, dtype=loss.dtype)
+        ours, theirs = (torch.autograd.grad(value, student, upstream)[0] for value in (loss, expected))
+        assert same(ours, theirs)
+        with torch.no_grad():
+            assert same(call(), expected.detach())
+    both = kl_div_logits_value_and_grad(student, teacher, 2.5, reduction, impl=impl)
+    assert taken[-1]
+    theirs = through_python(lambda: kl_div_logits_value_and_grad(student, teacher, 2.5, reduction, impl=impl))
+    assert all(map(same, both, theirs))
+    assert not any(result.requires_grad for result in both)
+
+
+def test_losses_under_autocast(taken):
+    student, teacher = torch.randn(4, 10, requires_grad=True), torch.randn(4, 10)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = kl_div_logits(student, teacher, impl="native")
+        loss.backward()
+    assert taken == [True]
+    expected = kl_div_logits(student.detach().requires_grad_(), teacher, impl="native")
+    assert same(loss, expected)
+
+
+def simple(impl: str = "native", **options: Any) -> Tensor:
+    problem = Problem.of(Case(), torch.float32)
+    return problem.planted(impl, **options)
+
+
+class Mode(TorchFunctionMode):
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        return function(*args, **(kwargs or {}))
+
+
+class Subclass(Tensor):
+    pass
+
+
+def autocast() -> Any:
+    return torch.autocast("cpu", torch.bfloat16)
+
+
+def of_a_subclass() -> None:
+    x = torch.randn(1, 3, 4, 4).as_subclass(Subclass)
+    planted_conv2d(x, torch.randn(2, 3, 3, 3), impl="native")
+
+
+def traced() -> None:
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    graph = make_fx(lambda s: kl_div_logits(s, torch.zeros(2, 3), impl="native"))(torch.zeros(2, 3))
+    assert any(node.target is torch.ops.plantops.kl_div_logits.default for node in graph.graph.nodes)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: within(torch.inference_mode, simple),
+        lambda: within(Mode, simple),
+        lambda: within(torch._subclasses.FakeTensorMode, simple),
+        lambda: simple("aten"),
+        lambda: simple("reference"),
+        lambda: planted_conv2d(torch.randn(1, 4, 4, 4), torch.randn(2, 2, 1, 1), groups=2),
+        lambda: planted_conv2d(torch.zeros(1, 3, 4, 4, device="meta"), torch.zeros(2, 3, 1, 1, device="meta")),
+        of_a_subclass,
+        traced,
+    ],
+)
+def test_what_is_not_ordinary_goes_through_python(call: Callable[[], Any], taken):
+    call()
+    assert taken == [False]
+
+
+def within(context: Callable[[], Any], call: Callable[[], Any]) -> None:
+    with context():
+        call()
+
+
+def test_transforms_go_through_python(taken):
+    with pytest.raises(RuntimeError, match="setup_context"):  # torch's word for autograd functions like ours
+        torch.func.grad(lambda s: kl_div_logits(s, T, impl="native"))(S)
+    rows = torch.randn(3, 4, 10)
+    losses = torch.func.vmap(lambda s: kl_div_logits(s, T, impl="native"))(rows)
+    assert taken == [False, False]
+    assert torch.equal(losses, torch.stack([kl_div_logits(row, T, impl="native") for row in rows]))
+
+
+def test_autocast_goes_through_python_once(taken):
+    """Tensors are cast there; the call with the cast ones is ordinary."""
+    with autocast():
+        y = simple("auto")
+    assert y.dtype == torch.bfloat16
+    assert taken[0] is False
+
+
+X, W = torch.zeros(2, 5, 6, 6), torch.zeros(4, 3, 3, 3)
+OUT, IN, BIAS, BIAS_OUT = torch.zeros(3, 5, 3, 3), torch.zeros(4, 2, 3, 3), torch.zeros(4), torch.zeros(3)
+GOOD: dict[str, Any] = {
+    "input": X, "weight": W, "weight_out": OUT, "weight_in": IN, "bias": BIAS, "bias_out": BIAS_OUT, "impl": "native",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("wrong", "error"),
+    [
+        ({"input": X[0]}, ValueError),
+        ({"input": X[:, :4]}, ValueError),
+        ({"input": X.double()}, TypeError),
+        ({"input": X.long()}, TypeError),
+        ({"input": 1.0}, AttributeError),
+        ({"weight": W[0]}, ValueError),
+        ({"weight": W.clone().requires_grad_()}, ValueError),
+        ({"bias": BIAS.clone().requires_grad_()}, ValueError),
+        ({"bias": BIAS[:3]}, ValueError),
+        ({"bias_out": BIAS_OUT[:2]}, ValueError),
+        ({"weight_out": OUT[:, :4]}, ValueError),
+        ({"weight_out": OUT[0, 0, 0]}, ValueError),
+        ({"weight_in": IN[:3]}, ValueError),
+        ({"weight_in": IN[:, :, :2]}, ValueError),
+        ({"weight_in": IN[0, 0, 0]}, (ValueError, IndexError)),
+        ({"stride": 0}, ValueError),
+        ({"stride": 2**70}, (ValueError, RuntimeError, OverflowError)),
+        ({"padding": -1}, ValueError),
+        ({"padding": "sane"}, ValueError),
+        ({"dilation": (1, 0)}, ValueError),
+        ({"dilation": (1, 1, 1)}, ValueError),
+        ({"groups": 0}, ValueError),
+        ({"in_start": 4}, ValueError),
+        ({"in_start": -1}, ValueError),
+        ({"addend": torch.zeros(2, 7, 6, 6)}, ValueError),
+        ({"activation": "gelu"}, ValueError),
+        ({"max_pool": 0}, ValueError),
+        ({"max_pool": 5}, ValueError),
+        ({"max_pool": 16}, ValueError),
+        ({"input_grad": "some"}, ValueError),
+        ({"impl": "fast"}, ValueError),
+        ({"stride": 2}, NotImplementedError),
+    ],
+    ids=str,
+)
+def test_errors_are_those_of_the_way_through_python(wrong: dict[str, Any], error: type[Exception]):
+    def message() -> str:
+        with pytest.raises(error) as raised:
+            planted_conv2d(**{**GOOD, **wrong})
+        return str(raised.value)
+
+    assert message() == through_python(message) != ""
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: kl_div_logits(S, T[:3]),
+        lambda: kl_div_logits(S[:, :1], T[:, :1]),
+        lambda: kl_div_logits(S.long(), T),
+        lambda: kl_div_logits(S, T.clone().requires_grad_()),
+        lambda: kl_div_logits(S, T, 0.0),
+        lambda: kl_div_logits(S, T, float("nan")),
+        lambda: kl_div_logits(S, T, reduction="median"),
+        lambda: kl_div_logits(S, T, impl="fast"),
+        lambda: kl_div_logits(S, None),
+        lambda: kl_div_logits_value_and_grad(S, T, -1.0),
+        lambda: kl_div_logits_value_and_grad(S, T, reduction="median"),
+        lambda: distillation_loss(S, T, torch.zeros(4), alpha=0.5, temperature=1.0),
+        lambda: distillation_loss(S, T, torch.zeros(3).long(), alpha=0.5, temperature=1.0),
+        lambda: distillation_loss(S, T, torch.full((4,), 10), alpha=0.5, temperature=1.0),
+        lambda: distillation_loss(S, T, torch.zeros(4).long(), alpha=1.5, temperature=1.0),
+        lambda: distillation_loss(S, T, torch.zeros(4).long(), alpha=0.5, temperature=1.0, label_smoothing=-0.1),
+        lambda: distillation_loss(S, T, torch.zeros(4).long(), alpha=0.5, temperature=1.0, reduction="batchmean"),
+    ],
+)
+def test_errors_of_losses_are_those_of_the_way_through_python(call: Callable[[], Any]):
+    def message() -> str:
+        with pytest.raises((ValueError, TypeError)) as raised:
+            call()
+        return str(raised.value)
+
+    assert message() == through_python(message) != ""
+
+
+def test_double_backward_raises(taken):
+    problem = Problem.of(Case(), torch.float32)
+    student = torch.randn(4, 10, requires_grad=True)
+    losses = (
+        (problem.planted("native").square().sum(), list(problem.trained.values())),
+        (kl_div_logits(student, T, impl="native"), [student]),
+        (distillation_loss(student, T, torch.zeros(4).long(), alpha=0.5, temperature=2.0, impl="native"), [student]),
+    )
+    assert taken == [True] * 3
+    for loss, trained in losses:
+        gradients = torch.autograd.grad(loss, trained, create_graph=True)
+        for gradient in gradients:
+            with pytest.raises(RuntimeError, match="double backward is not supported"):
+                torch.autograd.grad(gradient.sum(), trained, allow_unused=True, retain_graph=True)
+
+
+def test_a_graph_can_be_walked_twice_and_not_behind_its_back():
+    problem = Problem.of(Case(activation="relu"), torch.float32)
+    y, upstream = problem.planted("native"), torch.ones(())
+    first = torch.autograd.grad(y.sum(), list(problem.trained.values()), upstream, retain_graph=True)
+    assert all(map(torch.equal, first, torch.autograd.grad(y.sum(), list(problem.trained.values()), upstream)))
+    with pytest.raises(RuntimeError, match="second time"):
+        y.sum().backward()
+    y = problem.planted("native")
+    with torch.no_grad():
+        problem.trained["input"].add_(1.0)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()
+
+
+def test_an_output_without_activation_may_be_changed_in_place():
+    problem = Problem.of(Case(), torch.float32)
+    expected = torch.autograd.grad(problem.planted("native").relu().sum(), list(problem.trained.values()))
+    ours = torch.autograd.grad(problem.planted("native").relu_().sum(), list(problem.trained.values()))
+    assert all(map(torch.equal, ours, expected))
+
+
+def test_compiled_autograd_takes_it():
+    problem = Problem.of(Case(activation="relu", max_pool=2), torch.float32)
+    student, target = torch.randn(4, 10, requires_grad=True), torch.zeros(4).long()
+    trained = [*problem.trained.values(), student]
+
+    def gradients(backward: Callable[[Tensor], None]) -> list[Tensor | None]:
+        for tensor in trained:
+            tensor.grad = None
+        loss = problem.planted("native").square().sum() + kl_div_logits(student, T, impl="native")
+        backward(loss + distillation_loss(student, T, target, alpha=0.5, temperature=2.0, impl="native"))
+        return [tensor.grad for tensor in trained]
+
+    expected = gradients(torch.Tensor.backward)
+    with torch._dynamo.compiled_autograd._enable(torch.compile(backend="eager")):
+        ours = gradients(torch.Tensor.backward)
+    for one, other in zip(ours, expected, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_threads_share_it():
+    """Several threads run forward and backward at once, each with the numbers of one alone."""
+    problems = [Problem.of(WIDE, torch.float32, seed) for seed in range(4)]
+
+    def gradients(problem: Problem) -> list[Tensor]:
+        return list(torch.autograd.grad(problem.planted("auto").sum(), list(problem.trained.values())))
+
+    expected = [gradients(problem) for problem in problems]
+    found: dict[int, list[Tensor]] = {}
+
+    def work(index: int) -> None:
+        for _ in range(20):
+            found[index] = gradients(problems[index])
+
+    _eager.forget_choices()
+    threads = [threading.Thread(target=work, args=(index,)) for index in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for index, one in enumerate(expected):
+        assert all(map(torch.equal, found[index], one))
+
+
+def test_auto_is_asked_once_a_shape(taken, monkeypatch):
+    asked: list[str] = []
+
+    def choice(stem: str, *args: Any) -> str:
+        asked.append(stem)
+        return real(stem, *args)
+
+    real = _registry.choice
+    monkeypatch.setattr(_registry, "choice", choice)
+    _eager.forget_choices()
+    problem = Problem.of(WIDE, torch.float32)
+    y = problem.planted("auto")
+    y.sum().backward()
+    assert asked == ["planted_conv2d", "planted_conv2d_backward"]
+    problem.planted("auto").sum().backward()
+    assert len(asked) == 2
+    Problem.of(WIDE, torch.float64).planted("auto")
+    assert asked[2:] == ["planted_conv2d"]
+    _tuned.forget()
+    problem.planted("auto")
+    assert asked[3:] == ["planted_conv2d"]
+    monkeypatch.setattr(_registry, "choice", lambda *_: "aten")
+    _tuned.forget()
+    taken.clear()
+    problem.planted("auto")
+    assert taken == [False]
+    _tuned.forget()
+
+
+def test_a_choice_that_cannot_compute_is_made_by_aten(taken, monkeypatch):
+    """A measured row stands for its neighbours too; one that the kernel refuses goes to ATen, also next time."""
+    monkeypatch.setattr(_registry, "choice", lambda *_: "native")
+    _tuned.forget()
+    problem = Problem.of(Case(stride=2), torch.float32)
+    for _ in range(2):
+        y = problem.planted("auto")
+        assert torch.equal(y, problem.planted("aten"))
+        y.sum().backward()
+    assert taken == [False] * 4
+    _tuned.forget()
+
+
+def test_backward_follows_the_layout_of_the_gradient_that_comes(taken):
+    problem = Problem.of(Case(layout="channels_last", activation="relu"), torch.float32)
+    y = problem.planted("auto")
+    trained = list(problem.trained.values())
+    contiguous = torch.randn(y.shape)
+    ours = torch.autograd.grad(y, trained, contiguous, retain_graph=True)
+    theirs = torch.autograd.grad(through_python(lambda: problem.planted("auto")), trained, contiguous)
+    assert taken == [True]
+    assert all(map(same, ours, theirs))
+
+
+def test_the_public_functions_use_them(taken):
+    """What is measured and promised is what people call."""
+    simple("auto")
+    kl_div_logits(S, T)
+    kl_div_logits_value_and_grad(S, T)
+    distillation_loss(S, T, torch.zeros(4).long(), alpha=0.5, temperature=1.0)
+    assert functional._eager is _eager
+    assert taken == [True] * 4
