@@ -9,6 +9,7 @@
 
 #include <limits>
 
+#include "../aten/planted_conv2d.h"
 #include "../tensors/planted_conv2d.h"
 #include "../tensors/python_fallback.h"
 #include "../tensors/rows.h"
@@ -96,6 +97,9 @@ std::tuple<Tensor, Tensor> forward(
     const OptionalTensor& bias, const OptionalTensor& bias_out, at::IntArrayRef stride, at::IntArrayRef padding,
     at::IntArrayRef dilation, int64_t groups, int64_t in_start, const OptionalTensor& addend, string_view activation,
     int64_t max_pool, bool save_indices, string_view impl) {
+  if (aten::computes(impl, groups))
+    return aten::forward(input, weight, weight_out, weight_in, bias, bias_out, stride, padding, dilation, in_start,
+                         addend, activation, max_pool, save_indices);
   if (impl != "native")
     return call_python<decltype(forward)>(
         "planted_conv2d", input, weight, weight_out, weight_in, bias, bias_out, stride, padding, dilation, groups,
@@ -214,6 +218,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> backward(
     at::IntArrayRef input_size, at::IntArrayRef conv_size, at::IntArrayRef stride, at::IntArrayRef padding,
     at::IntArrayRef dilation, int64_t groups, int64_t in_start, int64_t planted_in, string_view activation,
     int64_t max_pool, string_view input_grad, std::array<bool, 5> output_mask, string_view impl) {
+  if (aten::computes(impl, groups))
+    return aten::backward(grad_output, input, weight, weight_out, weight_in, output, indices, input_size, conv_size,
+                          stride, padding, dilation, in_start, activation, max_pool, input_grad, output_mask);
   if (impl != "native")
     return call_python<decltype(backward)>(
         "planted_conv2d_backward", grad_output, input, weight, weight_out, weight_in, output, indices, input_size,

@@ -112,9 +112,11 @@ CallShape shape_of(const Call& c) {
   return shape_of(c.input, c.weight, c.planted_out(), c.planted_in(), c.input_size(), c.stride, c.max_pool, 0);
 }
 
-bool native(const Call& c) {
-  if (c.impl != "auto") return c.impl == "native";
-  return auto_is_native(kForward, shape_of(c), [&] {
+// An index into kImpls, behind it nothing is chosen any more; -1 where the call is not ordinary.
+int64_t resolve(const Call& c) {
+  const int64_t impl = impl_index(c.impl);
+  if (impl != kAuto) return impl;
+  return resolve_auto(kForward, shape_of(c), [&] {
     return py::make_tuple(wrapped(c.input), wrapped(c.weight), wrapped(c.weight_out), wrapped(c.weight_in),
                           wrapped(c.bias), wrapped(c.bias_out), pair(c.stride), pair(c.padding), pair(c.dilation),
                           c.groups, c.start(), wrapped(c.addend), py::str(std::string(c.activation)), c.max_pool,
@@ -122,10 +124,10 @@ bool native(const Call& c) {
   });
 }
 
-std::tuple<Tensor, Tensor> call_op(const Call& c, bool save_indices) {
+std::tuple<Tensor, Tensor> call_op(const Call& c, bool save_indices, int64_t impl) {
   static const Op<ForwardSignature> op("plantops::planted_conv2d");
   return op(c.input, c.weight, c.weight_out, c.weight_in, c.bias, c.bias_out, c.stride, c.padding, c.dilation, c.groups,
-            c.start(), c.addend, c.activation, c.max_pool, save_indices, "native");
+            c.start(), c.addend, c.activation, c.max_pool, save_indices, kImpls[impl]);
 }
 
 // What is saved of a tensor when only a slice is needed: a compact copy of at most a quarter, else the tensor.
@@ -137,25 +139,25 @@ Tensor compact(const Tensor& t, int64_t start, int64_t length) {
 // What a backward needs beside tensors, in a row of integers, which autograd can store.
 struct Saved {
   Size2 input_size, conv_size, stride, padding, dilation;
-  int64_t in_start, planted_in, max_pool;
-  bool relu, planted_input_grad, auto_impl;
+  int64_t in_start, planted_in, max_pool, impl;
+  bool relu, planted_input_grad;
   std::array<bool, 5> needs;
 
   Saved(const Call& c, const std::array<bool, 5>& wanted)
       : input_size(c.input_size()), conv_size(c.conv_size()), stride(c.stride), padding(c.padding),
         dilation(c.dilation), in_start(c.start()), planted_in(c.planted_in()), max_pool(c.max_pool),
-        relu(c.activation == "relu"), planted_input_grad(c.input_grad == "planted"), auto_impl(c.impl == "auto"),
+        impl(impl_index(c.impl)), relu(c.activation == "relu"), planted_input_grad(c.input_grad == "planted"),
         needs(wanted) {}
 
   explicit Saved(const std::vector<int64_t>& v)
       : input_size{v[0], v[1]}, conv_size{v[2], v[3]}, stride{v[4], v[5]}, padding{v[6], v[7]}, dilation{v[8], v[9]},
-        in_start(v[10]), planted_in(v[11]), max_pool(v[12]), relu(v[13]), planted_input_grad(v[14]), auto_impl(v[15]),
+        in_start(v[10]), planted_in(v[11]), max_pool(v[12]), impl(v[13]), relu(v[14]), planted_input_grad(v[15]),
         needs{bool(v[16]), bool(v[17]), bool(v[18]), bool(v[19]), bool(v[20])} {}
 
   std::vector<int64_t> integers() const {
     return {input_size[0], input_size[1], conv_size[0], conv_size[1], stride[0], stride[1], padding[0], padding[1],
-            dilation[0], dilation[1], in_start, planted_in, max_pool, relu, planted_input_grad, auto_impl, needs[0],
-            needs[1], needs[2], needs[3], needs[4]};
+            dilation[0], dilation[1], in_start, planted_in, max_pool, impl, relu, planted_input_grad, needs[0], needs[1],
+            needs[2], needs[3], needs[4]};
   }
 };
 
@@ -167,34 +169,30 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> call_backward(
                        indices = given(t[5]);
   const Tensor& weight = t[1];
   const string_view activation = s.relu ? "relu" : "none", input_grad = s.planted_input_grad ? "planted" : "full";
-  const auto call = [&](string_view impl) {
+  const auto call = [&](int64_t impl) {
     return op(grad, input, weight, weight_out, weight_in, output, indices, s.input_size, s.conv_size, s.stride,
-              s.padding, s.dilation, 1, s.in_start, s.planted_in, activation, s.max_pool, input_grad, mask, impl);
+              s.padding, s.dilation, 1, s.in_start, s.planted_in, activation, s.max_pool, input_grad, mask,
+              kImpls[impl]);
   };
-  if (!s.auto_impl) return call("native");
+  if (s.impl != kAuto) return call(s.impl);
   CallShape shape = shape_of(grad, weight, weight_out ? weight_out->size(0) : 0, s.planted_in, s.input_size, s.stride,
                              s.max_pool, !mask[0] ? 1 : s.planted_input_grad ? 2 : 3);
-  const bool is_native = auto_is_native(kBackward, shape, [&] {
+  const int64_t impl = resolve_auto(kBackward, shape, [&] {
     return py::make_tuple(wrapped(grad), wrapped(input), wrapped(weight), wrapped(weight_out), wrapped(weight_in),
                           wrapped(output), wrapped(indices), pair(s.input_size), pair(s.conv_size), pair(s.stride),
                           pair(s.padding), pair(s.dilation), 1, s.in_start, s.planted_in,
                           py::str(std::string(activation)), s.max_pool, py::str(std::string(input_grad)),
                           py::make_tuple(mask[0], mask[1], mask[2], mask[3], mask[4]));
   });
-  if (!is_native) return call("auto");
-  try {
-    return call("native");
-  } catch (const c10::NotImplementedError&) {  // the measurement was a neighbour's
-    remember_not_native(kBackward, std::move(shape));
-    return call("auto");
-  }
+  return computed(impl, kBackward, std::move(shape), call);
 }
 
 struct PlantedConv2d : torch::autograd::Function<PlantedConv2d> {
   static Tensor forward(AutogradContext* context, const Tensor& input, const OptionalTensor& weight_out,
                         const OptionalTensor& weight_in, const OptionalTensor& /*bias_out*/,
-                        const OptionalTensor& /*addend*/, const Call& c, const std::array<bool, 5>& needs) {
-    auto [output, indices] = call_op(c, c.max_pool > 1);
+                        const OptionalTensor& /*addend*/, const Call& c, const std::array<bool, 5>& needs,
+                        int64_t impl) {
+    auto [output, indices] = call_op(c, c.max_pool > 1, impl);
     const auto [need_input, need_out, need_in, need_bias, need_addend] = needs;
     const bool all_rows = need_input || need_in || need_addend;
     const int64_t rows = c.weight.size(0);
@@ -217,7 +215,7 @@ struct PlantedConv2d : torch::autograd::Function<PlantedConv2d> {
     const bool passes = s.needs[4] && !s.relu && s.max_pool == 1;
     std::array<bool, 5> mask = s.needs;
     if (passes) mask[4] = false;
-    variable_list results(7);
+    variable_list results(8);  // an entry for each argument of forward
     if (std::find(mask.begin(), mask.end(), true) != mask.end()) {
       auto [input, out, in, bias, addend] = call_backward(s, grad, saved, mask);
       const std::array<Tensor*, 5> all{&input, &out, &in, &bias, &addend};
@@ -237,21 +235,19 @@ PyObject* planted_conv2d(PyObject*, PyObject* const* values, Py_ssize_t count) {
   Arguments arguments(values, count, Autocast::must_be_off);
   if (!arguments.ordinary()) Py_RETURN_NONE;
   const Call call(arguments);
-  if (!arguments.ordinary() || !call.valid() || !native(call)) Py_RETURN_NONE;
-  Tensor output;
-  try {
+  if (!arguments.ordinary() || !call.valid()) Py_RETURN_NONE;
+  const int64_t impl = resolve(call);
+  if (impl < 0) Py_RETURN_NONE;
+  const auto needs = call.needs();
+  const bool trains = c10::GradMode::is_enabled() && std::find(needs.begin(), needs.end(), true) != needs.end();
+  const auto compute = [&](int64_t chosen) {
     const py::gil_scoped_release others_run;
-    const auto needs = call.needs();
-    if (c10::GradMode::is_enabled() && std::find(needs.begin(), needs.end(), true) != needs.end())
-      output = PlantedConv2d::apply(call.input, call.weight_out, call.weight_in, call.bias_out, call.addend, call, needs);
-    else
-      output = std::get<0>(call_op(call, false));
-  } catch (const c10::NotImplementedError&) {
-    if (call.impl != "auto") throw;
-    remember_not_native(kForward, shape_of(call));  // the measurement was a neighbour's
-    Py_RETURN_NONE;
-  }
-  return THPVariable_Wrap(std::move(output));
+    return trains ? PlantedConv2d::apply(call.input, call.weight_out, call.weight_in, call.bias_out, call.addend, call,
+                                         needs, chosen)
+                  : std::get<0>(call_op(call, false, chosen));
+  };
+  if (call.impl != kImpls[kAuto]) return THPVariable_Wrap(compute(impl));
+  return THPVariable_Wrap(computed(impl, kForward, shape_of(call), compute));
   END_HANDLE_TH_ERRORS
 }
 

@@ -21,6 +21,11 @@ using std::string_view;
 
 py::object wrapped(const Tensor& t) { return py::reinterpret_steal<py::object>(THPVariable_Wrap(t)); }
 
+PyObject* wrapped_or_none(std::optional<Tensor> t) {
+  if (!t) Py_RETURN_NONE;
+  return THPVariable_Wrap(*std::move(t));
+}
+
 bool is_float(const Tensor& t) {
   const auto type = t.scalar_type();
   return type == at::kFloat || type == at::kBFloat16 || type == at::kHalf || type == at::kDouble;
@@ -41,41 +46,56 @@ bool valid_kl_reduction(string_view name) {
   return name == "none" || name == "sum" || name == "mean" || name == "batchmean";
 }
 
-// On a CPU the compiled kernels always win.
-bool native(const char* stem, const Tensor& student, string_view impl) {
-  if (impl != "auto") return impl == "native";
-  if (student.is_cpu()) return true;
-  return auto_is_native(
-      stem, {int64_t(student.scalar_type()), student.device().index(), student.size(-1), student.numel()},
-      [&] { return py::make_tuple(wrapped(student)); });
+// What a decision between implementations depends on.
+CallShape shape_of(const Tensor& student) {
+  return {int64_t(student.scalar_type()), student.device().index(), student.size(-1), student.numel()};
+}
+
+// Calls compute(name of an implementation) while other threads may run Python. Null where the call is not ordinary.
+template <class Result, class Compute>
+std::optional<Result> resolved(const char* stem, const Tensor& student, string_view name, const Compute& compute) {
+  const int64_t impl = impl_index(name);
+  if (impl < 0) return std::nullopt;
+  const auto released = [&](int64_t chosen) -> Result {
+    const py::gil_scoped_release others_run;
+    return compute(kImpls[chosen]);
+  };
+  if (impl != kAuto || student.is_cpu()) return released(impl);  // on a CPU the compiled kernels take "auto" themselves
+  const int64_t chosen = resolve_auto(stem, shape_of(student), [&] { return py::make_tuple(wrapped(student)); });
+  return computed(chosen, stem, shape_of(student), released);
 }
 
 bool wants_grad(const Tensor& student) { return c10::GradMode::is_enabled() && student.requires_grad(); }
 
-// Calls `compute` while other threads may run Python.
+// A backward's "auto" on a GPU: by the measured table, as in `resolved`.
 template <class Compute>
-Tensor released(const Compute& compute) {
-  const py::gil_scoped_release others_run;
-  return compute();
+Tensor resolved_backward(const char* stem, const Tensor& grad, const Tensor& student, string_view name,
+                         const Compute& compute) {
+  const auto by_index = [&](int64_t impl) { return compute(kImpls[impl]); };
+  const int64_t impl = impl_index(name);
+  if (impl != kAuto || student.is_cpu()) return by_index(impl);
+  const int64_t chosen =
+      resolve_auto(stem, shape_of(student), [&] { return py::make_tuple(wrapped(grad), wrapped(student)); });
+  return computed(chosen, stem, shape_of(student), by_index);
 }
 
 struct KLDivLogits : torch::autograd::Function<KLDivLogits> {
-  static constexpr char kForward[] = "kl_div_logits";
+  static constexpr char kForward[] = "kl_div_logits", kBackward[] = "kl_div_logits_backward";
 
   static std::tuple<Tensor, Tensor, Tensor> op(
-      const Tensor& student, const Tensor& teacher, double temperature, string_view reduction) {
+      const Tensor& student, const Tensor& teacher, double temperature, string_view reduction, string_view impl) {
     static const Op<std::tuple<Tensor, Tensor, Tensor>(const Tensor&, const Tensor&, double, string_view, string_view)>
         call("plantops::kl_div_logits");
-    return call(student, teacher, temperature, reduction, "native");
+    return call(student, teacher, temperature, reduction, impl);
   }
 
   static Tensor forward(AutogradContext* context, const Tensor& student, const Tensor& teacher, double temperature,
-                        string_view reduction, bool automatic) {
-    auto [loss, lse_student, lse_teacher] = op(student, teacher, temperature, reduction);
+                        string_view reduction, string_view impl, string_view asked) {
+    auto [loss, lse_student, lse_teacher] = op(student, teacher, temperature, reduction, impl);
     context->save_for_backward({student, teacher, std::move(lse_student), std::move(lse_teacher)});
     context->saved_data["temperature"] = temperature;
     context->saved_data["reduction"] = std::string(reduction);
-    context->saved_data["impl"] = automatic ? "auto" : "native";
+    context->saved_data["impl"] = std::string(asked);
     return loss;
   }
 
@@ -85,34 +105,38 @@ struct KLDivLogits : torch::autograd::Function<KLDivLogits> {
         call("plantops::kl_div_logits_backward");
     const variable_list t = context->get_saved_variables();
     auto& saved = context->saved_data;
-    variable_list results(5);
-    results[0] = call(gradients[0], t[0], t[1], t[2], t[3], saved["temperature"].toDouble(),
-                      saved["reduction"].toStringView(), saved["impl"].toStringView());
+    variable_list results(6);
+    results[0] = resolved_backward(kBackward, gradients[0], t[0], saved["impl"].toStringView(), [&](string_view impl) {
+      return call(gradients[0], t[0], t[1], t[2], t[3], saved["temperature"].toDouble(),
+                  saved["reduction"].toStringView(), impl);
+    });
     refuse_double_backward(kForward, results, t);
     return results;
   }
 };
 
 struct DistillationLoss : torch::autograd::Function<DistillationLoss> {
-  static constexpr char kForward[] = "distillation_loss";
+  static constexpr char kForward[] = "distillation_loss", kBackward[] = "distillation_loss_backward";
+
   static std::tuple<Tensor, Tensor, Tensor, Tensor> op(
       const Tensor& student, const Tensor& teacher, const Tensor& target, const std::array<double, 3>& factors,
-      string_view reduction) {
+      string_view reduction, string_view impl) {
     static const Op<std::tuple<Tensor, Tensor, Tensor, Tensor>(
         const Tensor&, const Tensor&, const Tensor&, double, double, double, string_view, string_view)>
         call("plantops::distillation_loss");
-    return call(student, teacher, target, factors[0], factors[1], factors[2], reduction, "native");
+    return call(student, teacher, target, factors[0], factors[1], factors[2], reduction, impl);
   }
 
   // factors: alpha, temperature, label smoothing
   static Tensor forward(AutogradContext* context, const Tensor& student, const Tensor& teacher, const Tensor& target,
-                        const std::array<double, 3>& factors, string_view reduction, bool automatic) {
-    auto [loss, student_t, teacher_t, student_1] = op(student, teacher, target, factors, reduction);
+                        const std::array<double, 3>& factors, string_view reduction, string_view impl,
+                        string_view asked) {
+    auto [loss, student_t, teacher_t, student_1] = op(student, teacher, target, factors, reduction, impl);
     context->save_for_backward(
         {student, teacher, target, std::move(student_t), std::move(teacher_t), std::move(student_1)});
     context->saved_data["factors"] = std::vector<double>(factors.begin(), factors.end());
     context->saved_data["reduction"] = std::string(reduction);
-    context->saved_data["impl"] = automatic ? "auto" : "native";
+    context->saved_data["impl"] = std::string(asked);
     return loss;
   }
 
@@ -123,9 +147,11 @@ struct DistillationLoss : torch::autograd::Function<DistillationLoss> {
     const variable_list t = context->get_saved_variables();
     auto& saved = context->saved_data;
     const auto factors = saved["factors"].toDoubleVector();
-    variable_list results(6);
-    results[0] = call(gradients[0], t[0], t[1], t[2], t[3], t[4], t[5], factors[0], factors[1], factors[2],
-                      saved["reduction"].toStringView(), saved["impl"].toStringView());
+    variable_list results(7);
+    results[0] = resolved_backward(kBackward, gradients[0], t[0], saved["impl"].toStringView(), [&](string_view impl) {
+      return call(gradients[0], t[0], t[1], t[2], t[3], t[4], t[5], factors[0], factors[1], factors[2],
+                  saved["reduction"].toStringView(), impl);
+    });
     refuse_double_backward(kForward, results, t);
     return results;
   }
@@ -140,11 +166,10 @@ PyObject* kl_div_logits(PyObject*, PyObject* const* values, Py_ssize_t count) {
   const double temperature = a.number();
   const string_view reduction = a.text(), impl = a.text();
   if (!a.ordinary() || !valid_logits(student, teacher, temperature) || !valid_kl_reduction(reduction)) Py_RETURN_NONE;
-  if (!native(KLDivLogits::kForward, student, impl)) Py_RETURN_NONE;
-  return THPVariable_Wrap(released([&] {
+  return wrapped_or_none(resolved<Tensor>(KLDivLogits::kForward, student, impl, [&](string_view chosen) {
     if (wants_grad(student))
-      return KLDivLogits::apply(student, teacher, temperature, reduction, impl == "auto");
-    return std::get<0>(KLDivLogits::op(student, teacher, temperature, reduction));
+      return KLDivLogits::apply(student, teacher, temperature, reduction, chosen, impl);
+    return std::get<0>(KLDivLogits::op(student, teacher, temperature, reduction, chosen));
   }));
   END_HANDLE_TH_ERRORS
 }
@@ -159,13 +184,11 @@ PyObject* kl_div_logits_value_and_grad(PyObject*, PyObject* const* values, Py_ss
   const string_view reduction = a.text(), impl = a.text();
   const c10::AutoGradMode no_grad(false);
   if (!a.ordinary() || !valid_logits(student, teacher, temperature) || !valid_kl_reduction(reduction)) Py_RETURN_NONE;
-  if (!native("kl_div_logits_value_and_grad", student, impl)) Py_RETURN_NONE;
-  std::tuple<Tensor, Tensor> results;
-  {
-    const py::gil_scoped_release others_run;
-    results = op(student, teacher, temperature, reduction, "native");
-  }
-  return py::make_tuple(wrapped(std::get<0>(results)), wrapped(std::get<1>(results))).release().ptr();
+  const auto both = resolved<std::tuple<Tensor, Tensor>>(
+      "kl_div_logits_value_and_grad", student, impl,
+      [&](string_view chosen) { return op(student, teacher, temperature, reduction, chosen); });
+  if (!both) Py_RETURN_NONE;
+  return py::make_tuple(wrapped(std::get<0>(*both)), wrapped(std::get<1>(*both))).release().ptr();
   END_HANDLE_TH_ERRORS
 }
 
@@ -181,11 +204,10 @@ PyObject* distillation_loss(PyObject*, PyObject* const* values, Py_ssize_t count
   if (target.sizes() != student.sizes().slice(0, student.dim() - 1)) Py_RETURN_NONE;
   if (!unit(alpha) || !unit(label_smoothing)) Py_RETURN_NONE;
   if (reduction != "none" && reduction != "sum" && reduction != "mean") Py_RETURN_NONE;
-  if (!native(DistillationLoss::kForward, student, impl)) Py_RETURN_NONE;
-  return THPVariable_Wrap(released([&] {
+  return wrapped_or_none(resolved<Tensor>(DistillationLoss::kForward, student, impl, [&](string_view chosen) {
     if (wants_grad(student))
-      return DistillationLoss::apply(student, teacher, target, factors, reduction, impl == "auto");
-    return std::get<0>(DistillationLoss::op(student, teacher, target, factors, reduction));
+      return DistillationLoss::apply(student, teacher, target, factors, reduction, chosen, impl);
+    return std::get<0>(DistillationLoss::op(student, teacher, target, factors, reduction, chosen));
   }));
   END_HANDLE_TH_ERRORS
 }

@@ -152,6 +152,8 @@ def has_native(stem: str, device_type: str) -> bool:
     key = _DISPATCH_KEYS.get(device_type)
     if not STATUS.loaded or key is None:
         return False
+    if device_type == "cuda" and not STATUS.info["cuda_architectures"]:
+        return False  # what is registered there are ATen calls
     return bool(torch._C._dispatch_has_kernel_for_dispatch_key(f"plantops::{stem}", key))
 
 

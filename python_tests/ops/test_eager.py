@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from conv_cases import ALL, Case, Problem
+from paths import SHORTCUTS, by, without_shortcuts
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
@@ -21,11 +22,10 @@ from plantops.ops import _eager, _registry, _tuned
 if not STATUS.loaded:
     pytest.skip(f"no compiled module: {STATUS.reason}", allow_module_level=True)
 
-SHORTCUTS = ("planted_conv2d", "kl_div_logits", "kl_div_logits_value_and_grad", "distillation_loss")
 NAMES = ("input", "weight_out", "weight_in", "bias_out", "addend")
 S, T = torch.zeros(4, 10), torch.zeros(4, 10)
 WIDE = Case(fi=14, pi=2, fo=12, po=4, start=3, activation="relu", max_pool=2, size=(8, 8), addend=True)
-ORDINARY = [case for case in ALL if case.stride == 1 and case.groups == 1 and not isinstance(case.padding, str)]
+ORDINARY = [case for case in ALL if case.groups == 1 and not isinstance(case.padding, str)]
 
 
 @pytest.fixture
@@ -46,14 +46,6 @@ def taken(monkeypatch) -> list[bool]:
     return record
 
 
-def through_python(compute: Callable[[], Any]) -> Any:
-    """The same without the shortcuts."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name in SHORTCUTS:
-            patch.setattr(_eager, name, lambda *_: None)
-        return compute()
-
-
 def kept(compute: Callable[[], Tensor]) -> tuple[Tensor, list[tuple[tuple[int, ...], int]]]:
     """The result, and shape and bytes of storage of all that its graph keeps."""
     saved: list[tuple[tuple[int, ...], int]] = []
@@ -72,10 +64,10 @@ def same(ours: Tensor | None, theirs: Tensor | None) -> bool:
     return torch.equal(ours, theirs) and ours.stride() == theirs.stride() and ours.dtype == theirs.dtype
 
 
-def assert_same_conv(problem: Problem, taken: list[bool], **options: Any) -> None:
-    y, saved = kept(lambda: problem.planted("native", **options))
+def assert_same_conv(problem: Problem, taken: list[bool], impl: str = "native", **options: Any) -> None:
+    y, saved = kept(lambda: problem.planted(impl, **options))
     assert taken == [True]
-    expected, expected_saved = kept(lambda: through_python(lambda: problem.planted("native", **options)))
+    expected, expected_saved = kept(lambda: by(without_shortcuts, lambda: problem.planted(impl, **options)))
     assert same(y, expected)
     assert saved == expected_saved
     assert y.requires_grad == expected.requires_grad
@@ -89,10 +81,19 @@ def assert_same_conv(problem: Problem, taken: list[bool], **options: Any) -> Non
     assert any(gradient is not None for gradient in ours) or "input_grad" in options
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("case", ORDINARY, ids=str)
-def test_convolutions_of_every_shape(case: Case, dtype: torch.dtype, taken):
-    assert_same_conv(Problem.of(case, dtype), taken)
+def test_convolutions_of_every_shape(case: Case, taken):
+    for impl, dtype in (("native", torch.float32), ("native", torch.float64), ("aten", torch.bfloat16)):
+        if impl == "native" and case.stride != 1:
+            continue
+        taken.clear()
+        assert_same_conv(Problem.of(case, dtype), taken, impl)
+
+
+def test_triton_too(taken):
+    if not _registry.live("planted_conv2d", "triton", "cpu"):
+        pytest.skip(_registry.why_not("planted_conv2d", "triton", "cpu"))
+    assert_same_conv(Problem.of(WIDE, torch.float32), taken, "triton")
 
 
 @pytest.mark.parametrize("input_grad", ["full", "planted", "none"])
@@ -121,7 +122,7 @@ def test_parameters_and_what_stands_for_a_pair(taken):
 @pytest.mark.parametrize("teacher_dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("reduction", ["none", "sum", "mean", "batchmean"])
-@pytest.mark.parametrize("impl", ["native", "auto"])
+@pytest.mark.parametrize("impl", ["native", "auto", "aten"])
 def test_losses(impl: str, reduction: str, dtype: torch.dtype, teacher_dtype: torch.dtype, taken):
     student = torch.randn(3, 5, 7).transpose(0, 1).to(dtype).requires_grad_()
     teacher, target = torch.randn(5, 3, 7).to(teacher_dtype), torch.randint(7, (5, 3))
@@ -134,7 +135,7 @@ def test_losses(impl: str, reduction: str, dtype: torch.dtype, teacher_dtype: to
         )
     for call in calls:
         taken.clear()
-        (loss, saved), (expected, expected_saved) = kept(call), kept(lambda: through_python(call))  # noqa: B023
+        (loss, saved), (expected, expected_saved) = kept(call), kept(lambda: by(without_shortcuts, call))  # noqa: B023
         assert taken == [True]
         assert same(loss, expected)
         assert saved == expected_saved
@@ -145,7 +146,7 @@ def test_losses(impl: str, reduction: str, dtype: torch.dtype, teacher_dtype: to
             assert same(call(), expected.detach())
     both = kl_div_logits_value_and_grad(student, teacher, 2.5, reduction, impl=impl)
     assert taken[-1]
-    theirs = through_python(lambda: kl_div_logits_value_and_grad(student, teacher, 2.5, reduction, impl=impl))
+    theirs = by(without_shortcuts, lambda: kl_div_logits_value_and_grad(student, teacher, 2.5, reduction, impl=impl))
     assert all(map(same, both, theirs))
     assert not any(result.requires_grad for result in both)
 
@@ -196,7 +197,6 @@ def traced() -> None:
         lambda: within(torch.inference_mode, simple),
         lambda: within(Mode, simple),
         lambda: within(torch._subclasses.FakeTensorMode, simple),
-        lambda: simple("aten"),
         lambda: simple("reference"),
         lambda: planted_conv2d(torch.randn(1, 4, 4, 4), torch.randn(2, 2, 1, 1), groups=2),
         lambda: planted_conv2d(torch.zeros(1, 3, 4, 4, device="meta"), torch.zeros(2, 3, 1, 1, device="meta")),
@@ -274,7 +274,7 @@ GOOD: dict[str, Any] = {
         ({"impl": "fast"}, ValueError),
         ({"stride": 2}, NotImplementedError),
     ],
-    ids=str,
+    ids=lambda value: "+".join(value) if isinstance(value, dict) else "",
 )
 def test_errors_are_those_of_the_way_through_python(wrong: dict[str, Any], error: type[Exception]):
     def message() -> str:
@@ -282,7 +282,7 @@ def test_errors_are_those_of_the_way_through_python(wrong: dict[str, Any], error
             planted_conv2d(**{**GOOD, **wrong})
         return str(raised.value)
 
-    assert message() == through_python(message) != ""
+    assert message() == by(without_shortcuts, message) != ""
 
 
 @pytest.mark.parametrize(
@@ -313,7 +313,7 @@ def test_errors_of_losses_are_those_of_the_way_through_python(call: Callable[[],
             call()
         return str(raised.value)
 
-    assert message() == through_python(message) != ""
+    assert message() == by(without_shortcuts, message) != ""
 
 
 def test_double_backward_raises(taken):
@@ -420,8 +420,8 @@ def test_auto_is_asked_once_a_shape(taken, monkeypatch):
     monkeypatch.setattr(_registry, "choice", lambda *_: "aten")
     _tuned.forget()
     taken.clear()
-    problem.planted("auto")
-    assert taken == [False]
+    assert torch.equal(problem.planted("auto"), problem.planted("aten"))
+    assert taken == [True, True]
     _tuned.forget()
 
 
@@ -430,11 +430,32 @@ def test_a_choice_that_cannot_compute_is_made_by_aten(taken, monkeypatch):
     monkeypatch.setattr(_registry, "choice", lambda *_: "native")
     _tuned.forget()
     problem = Problem.of(Case(stride=2), torch.float32)
+    trained = list(problem.trained.values())
     for _ in range(2):
-        y = problem.planted("auto")
-        assert torch.equal(y, problem.planted("aten"))
-        y.sum().backward()
-    assert taken == [False] * 4
+        y, expected = problem.planted("auto"), problem.planted("aten")
+        assert torch.equal(y, expected)
+        ours, theirs = torch.autograd.grad(y.sum(), trained), torch.autograd.grad(expected.sum(), trained)
+        assert all(map(torch.equal, ours, theirs))
+    assert taken == [True] * 4
+    _tuned.forget()
+
+
+def test_a_kernel_in_python_that_refuses_is_replaced_too(monkeypatch):
+    def refuses(*_: Any) -> Any:
+        raise NotImplementedError("not today")
+
+    problem = Problem.of(Case(), torch.float32)
+    expected = problem.planted("aten")
+    for stem in ("planted_conv2d", "planted_conv2d_backward"):
+        monkeypatch.setitem(_registry._ops[stem].implementations, "triton", refuses)
+    monkeypatch.setattr(_registry, "choice", lambda *_: "triton")
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    _tuned.forget()
+    y = problem.planted("auto")
+    trained = list(problem.trained.values())
+    ours, theirs = torch.autograd.grad(y.sum(), trained), torch.autograd.grad(expected.sum(), trained)
+    assert torch.equal(y, expected)
+    assert all(map(torch.equal, ours, theirs))
     _tuned.forget()
 
 
@@ -444,7 +465,7 @@ def test_backward_follows_the_layout_of_the_gradient_that_comes(taken):
     trained = list(problem.trained.values())
     contiguous = torch.randn(y.shape)
     ours = torch.autograd.grad(y, trained, contiguous, retain_graph=True)
-    theirs = torch.autograd.grad(through_python(lambda: problem.planted("auto")), trained, contiguous)
+    theirs = torch.autograd.grad(by(without_shortcuts, lambda: problem.planted("auto")), trained, contiguous)
     assert taken == [True]
     assert all(map(same, ours, theirs))
 

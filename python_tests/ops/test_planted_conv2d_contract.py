@@ -2,15 +2,16 @@
 
 import gc
 import weakref
+from collections.abc import Callable
 
 import pytest
 import torch
 import torch.nn.functional as F
 from conv_cases import Case, Problem, arrange
+from paths import without_shortcuts, without_the_module
 
 from plantops.functional import planted_conv2d
 from plantops.ops import _autocast, _registry
-from plantops.ops.planted_conv2d import aten
 
 op, backward_op = torch.ops.plantops.planted_conv2d.default, torch.ops.plantops.planted_conv2d_backward.default
 WIDE = Case(fi=14, pi=2, fo=12, po=4, start=3, activation="relu", max_pool=2, size=(8, 8), addend=True)
@@ -48,7 +49,9 @@ def saved_bytes(problem: Problem, needs: set[str]) -> int:
         ({"input", "weight_out", "weight_in", "bias_out"}, 16, 16),
     ],
 )
-def test_saved_bytes(needs: set[str], channels_in: int, channels_out: int):
+@pytest.mark.parametrize("path", [lambda _: None, without_shortcuts])
+def test_saved_bytes(needs: set[str], channels_in: int, channels_out: int, path, monkeypatch):
+    path(monkeypatch)
     problem = Problem.of(WIDE, torch.float32)
     pixels, pooled = 2 * 8 * 8, 2 * 4 * 4
     # the input in float32; of the output's channels 4 bytes for the ReLU and 1 for the position of the maximum
@@ -61,19 +64,16 @@ def test_more_than_a_quarter_is_saved_as_it_is():
     assert saved_bytes(problem, {"bias_out"}) == 4 * 2 * 64 * 7
 
 
-class Convolutions:
-    """Stands for torch.ops.aten: records each convolution_backward, with the gradient's channels, the weight's
-    shape and the mask of what is computed."""
-
-    def __init__(self) -> None:
-        self.calls: list[tuple] = []
-
-    def __getattr__(self, name: str):
-        return getattr(torch.ops.aten, name)
-
-    def convolution_backward(self, grad, x, weight, *rest):
-        self.calls.append((grad.shape[1], tuple(weight.shape[:2]), tuple(rest[-1])))
-        return torch.ops.aten.convolution_backward(grad, x, weight, *rest)
+def convolutions(compute: Callable[[], object]) -> list[tuple]:
+    """Each convolution_backward that `compute` makes: the gradient's channels, the weight's shape and the mask of what
+    is computed."""
+    with torch.profiler.profile(record_shapes=True) as profile:
+        compute()
+    calls = [event for event in profile.events() if event.name == "aten::convolution_backward"]
+    return [
+        (event.input_shapes[0][1], tuple(event.input_shapes[2][:2]), tuple(event.concrete_inputs[-1]))
+        for event in calls
+    ]
 
 
 WEIGHT, INPUT = (False, True, False), (True, False, False)
@@ -92,16 +92,14 @@ WEIGHT, INPUT = (False, True, False), (True, False, False)
         (set(NAMES), "planted", [(16, (16, 2), INPUT), (4, (4, 16), WEIGHT), (12, (12, 2), WEIGHT)]),
     ],
 )
-def test_only_what_is_asked_for(needs: set[str], input_grad: str, calls: list, monkeypatch):
-    record = Convolutions()
-    monkeypatch.setattr(aten, "aten", record)
+@pytest.mark.parametrize("path", [lambda _: None, without_shortcuts, without_the_module])
+def test_only_what_is_asked_for(needs: set[str], input_grad: str, calls: list, path, monkeypatch):
+    path(monkeypatch)
     problem = Problem.of(WIDE, torch.float32)
     for name, tensor in problem.trained.items():
         tensor.requires_grad_(name in needs)
     y = problem.planted("aten", input_grad=input_grad)
-    if y.requires_grad:
-        y.sum().backward()
-    assert record.calls == calls
+    assert convolutions(lambda: y.sum().backward() if y.requires_grad else None) == calls
     for name, tensor in problem.trained.items():
         assert (tensor.grad is not None) == (name in needs and (name != "input" or input_grad != "none"))
 
