@@ -48,6 +48,10 @@ PyMethodDef shortcuts[] = {
         "planted_conv2d",
         "(input, weight, weight_out, weight_in, bias, bias_out, stride, padding, dilation, groups, in_start, addend,"
         " activation, max_pool, input_grad, impl) -> Tensor, or None for what is not an ordinary call."),
+    shortcut<plantops::eager::planted_linear>(
+        "planted_linear",
+        "(input, weight, weight_out, weight_in, bias, bias_out, in_start, addend, activation, input_grad, impl)"
+        " -> Tensor or None."),
     shortcut<plantops::eager::kl_div_logits>(
         "kl_div_logits", "(student, teacher, temperature, reduction, impl) -> Tensor or None."),
     shortcut<plantops::eager::kl_div_logits_value_and_grad>(

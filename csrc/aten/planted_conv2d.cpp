@@ -19,6 +19,7 @@
 #include <vector>
 
 #include "../tensors/rows.h"
+#include "joined_bias.h"
 
 namespace plantops::aten {
 namespace {
@@ -36,15 +37,6 @@ Tensor joined_weight(const PlantedChannels& n, const Tensor& weight, const Optio
   }
   if (n.planted_out > 0) joined = at::cat({joined, *weight_out});
   return joined.contiguous(format);
-}
-
-// The biases of all filters; a missing half is zero. Undefined without any.
-Tensor joined_bias(const PlantedChannels& n, const OptionalTensor& bias, const OptionalTensor& bias_out,
-                   const at::TensorOptions& options) {
-  if (!bias && !bias_out) return {};
-  const Tensor old = bias ? *bias : at::zeros({n.trunk_out}, options);
-  if (n.planted_out == 0) return old;
-  return at::cat({old, bias_out ? *bias_out : at::zeros({n.planted_out}, options)});
 }
 
 Tensor convolve(const Convolution& c, const Tensor& x, const Tensor& weight, const OptionalTensor& bias,
@@ -135,8 +127,9 @@ std::tuple<Tensor, Tensor> forward(
   // Half precision would round before the addition; one rounding only.
   const auto wide = addend ? compute_type(input) : type;
   const Tensor joined = joined_weight(c.channels, weight, weight_out, weight_in, format).to(wide);
-  const Tensor biases = joined_bias(c.channels, bias, bias_out, weight.options());
-  Tensor y = convolve(c, input.to(wide), joined, biases.defined() ? OptionalTensor(biases.to(wide)) : std::nullopt, size);
+  OptionalTensor biases = joined_bias(bias, bias_out, c.channels.trunk_out, c.channels.planted_out, weight.options());
+  if (biases) biases = biases->to(wide);
+  Tensor y = convolve(c, input.to(wide), joined, biases, size);
   if (addend) y.add_(*addend);
   Tensor indices = at::empty({0}, input.options().dtype(at::kByte));
   if (c.pool > 1) std::tie(y, indices) = pool(y, c.pool, save_indices);

@@ -1,6 +1,7 @@
 #include "arguments.h"
 
 #include <ATen/PythonTorchFunctionTLS.h>
+#include <c10/core/GradMode.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
 #include <torch/csrc/autograd/python_variable.h>
 
@@ -23,6 +24,18 @@ bool ordinary_thread(Autocast autocast) {
   const auto excluded = autocast == Autocast::must_be_off ? keys.excluded_ : keys.excluded_ | c10::default_excluded_set;
   return keys.included_ == c10::default_included_set && excluded == c10::default_excluded_set &&
          !at::impl::torch_function_mode_enabled();
+}
+
+bool is_float(const at::Tensor& t) {
+  const auto type = t.scalar_type();
+  return type == at::kFloat || type == at::kBFloat16 || type == at::kHalf || type == at::kDouble;
+}
+
+bool frozen(const OptionalTensor& t) { return !t || !t->requires_grad() || !c10::GradMode::is_enabled(); }
+
+pybind11::object wrapped(const OptionalTensor& t) {
+  if (!t || !t->defined()) return pybind11::none();
+  return pybind11::reinterpret_steal<pybind11::object>(THPVariable_Wrap(*t));
 }
 
 at::Tensor Arguments::tensor() {

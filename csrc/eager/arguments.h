@@ -46,8 +46,19 @@ class Arguments {
   bool ordinary_;
 };
 
+// What the checks of several ops ask. An absent tensor passes all of them.
+bool is_float(const at::Tensor& t);  // of a dtype that the ops compute in
+inline bool alike(const OptionalTensor& t, const at::Tensor& first) {
+  return !t || (t->scalar_type() == first.scalar_type() && t->device() == first.device());
+}
+inline bool has_shape(const OptionalTensor& t, at::IntArrayRef shape) { return !t || t->sizes() == shape; }
+bool frozen(const OptionalTensor& t);  // no gradient is wanted of it
+
+pybind11::object wrapped(const OptionalTensor& t);  // as Python sees it
+
 // The entries of the module's table of functions, METH_FASTCALL.
 PyObject* planted_conv2d(PyObject* self, PyObject* const* values, Py_ssize_t count);
+PyObject* planted_linear(PyObject* self, PyObject* const* values, Py_ssize_t count);
 PyObject* kl_div_logits(PyObject* self, PyObject* const* values, Py_ssize_t count);
 PyObject* kl_div_logits_value_and_grad(PyObject* self, PyObject* const* values, Py_ssize_t count);
 PyObject* distillation_loss(PyObject* self, PyObject* const* values, Py_ssize_t count);

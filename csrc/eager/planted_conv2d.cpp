@@ -67,36 +67,24 @@ struct Call {
 };
 
 bool Call::valid() const {
-  const auto alike = [&](const OptionalTensor& t) {
-    return !t || (t->scalar_type() == input.scalar_type() && t->device() == input.device());
-  };
-  const auto is = [](const OptionalTensor& t, std::initializer_list<int64_t> shape) {
-    return !t || t->sizes() == at::IntArrayRef(shape);
-  };
-  const auto type = input.scalar_type();
-  if (type != at::kFloat && type != at::kBFloat16 && type != at::kHalf && type != at::kDouble) return false;
-  if (groups != 1 || input.dim() != 4 || weight.dim() != 4) return false;
-  if (!alike(weight) || !alike(weight_out) || !alike(weight_in) || !alike(bias) || !alike(bias_out) || !alike(addend))
-    return false;
-  if (c10::GradMode::is_enabled() && (weight.requires_grad() || (bias && bias->requires_grad()))) return false;
+  if (!is_float(input) || groups != 1 || input.dim() != 4 || weight.dim() != 4) return false;
+  for (const OptionalTensor* t : {&weight_out, &weight_in, &bias, &bias_out, &addend})
+    if (!alike(*t, input)) return false;
+  if (!alike(weight, input) || !frozen(weight) || !frozen(bias)) return false;
   if ((activation != "none" && activation != "relu") || max_pool < 1 || max_pool > 15) return false;
   if (input_grad != "full" && input_grad != "planted" && input_grad != "none") return false;
   if (weight_in && weight_in->dim() != 4) return false;
   if (weight_out && weight_out->dim() != 4) return false;
   const int64_t rows = weight.size(0), height = weight.size(2), width = weight.size(3);
-  if (!is(weight_in, {rows, planted_in(), height, width})) return false;
-  if (!is(weight_out, {planted_out(), trunk_in() + planted_in(), height, width})) return false;
-  if (!is(bias, {rows}) || !is(bias_out, {planted_out()})) return false;
+  if (!has_shape(weight_in, {rows, planted_in(), height, width})) return false;
+  if (!has_shape(weight_out, {planted_out(), trunk_in() + planted_in(), height, width})) return false;
+  if (!has_shape(bias, {rows}) || !has_shape(bias_out, {planted_out()})) return false;
   if (input.size(1) != trunk_in() + planted_in() || start() < 0 || start() > trunk_in()) return false;
   for (int axis = 0; axis < 2; ++axis)
     if (stride[axis] < 1 || dilation[axis] < 1 || padding[axis] < 0) return false;
   const Size2 size = conv_size();
   return size[0] >= max_pool && size[1] >= max_pool &&
-         is(addend, {input.size(0), rows + planted_out(), size[0], size[1]});
-}
-
-py::object wrapped(const OptionalTensor& t) {
-  return t && t->defined() ? py::reinterpret_steal<py::object>(THPVariable_Wrap(*t)) : py::none();
+         has_shape(addend, {input.size(0), rows + planted_out(), size[0], size[1]});
 }
 
 py::tuple pair(const Size2& values) { return py::make_tuple(values[0], values[1]); }

@@ -19,16 +19,9 @@ namespace py = pybind11;
 using at::Tensor;
 using std::string_view;
 
-py::object wrapped(const Tensor& t) { return py::reinterpret_steal<py::object>(THPVariable_Wrap(t)); }
-
 PyObject* wrapped_or_none(std::optional<Tensor> t) {
   if (!t) Py_RETURN_NONE;
   return THPVariable_Wrap(*std::move(t));
-}
-
-bool is_float(const Tensor& t) {
-  const auto type = t.scalar_type();
-  return type == at::kFloat || type == at::kBFloat16 || type == at::kHalf || type == at::kDouble;
 }
 
 bool positive(double value) { return value > 0 && std::isfinite(value); }

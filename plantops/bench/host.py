@@ -1,7 +1,8 @@
 """What a call costs the host: microseconds over an empty autograd function with the same arguments.
 
-The tensors are so small that hardly anything is computed. On a GPU a call returns when its kernels are queued: the
-device is idle before every sample, and a sample queues less than the queue holds.
+Beside our implementations stand the ways of plain PyTorch that the other benchmarks hold them against. The tensors are so
+small that hardly anything is computed. On a GPU a call returns when its kernels are queued: the device is idle before
+every sample, and a sample queues less than the queue holds.
 """
 
 from __future__ import annotations
@@ -14,11 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from plantops.bench import conv_peers, losses
+from plantops.bench import planted_linear as linear_bench
 from plantops.bench.live import implementations
 from plantops.bench.record import Row, environment
 from plantops.bench.runner import Settings
 from plantops.bench.timing import Call, HostTimer, Timing, interleave, ready
-from plantops.functional import distillation_loss, kl_div_logits, planted_conv2d
+from plantops.bench.work import Convolution
+from plantops.functional import planted_conv2d, planted_linear
 
 EMPTY = "empty function"
 FORWARD, BOTH = "forward", "forward + backward"
@@ -59,44 +63,53 @@ class Empty(torch.autograd.Function):
 
 
 @dataclass(frozen=True)
+class Way:
+    """A forward and what it trains."""
+
+    forward: Callable[[], Tensor]
+    trained: Sequence[Tensor]
+
+
+@dataclass(frozen=True)
 class Subject:
-    """An op with its arguments as the autograd function gets them, and how it is called with an implementation."""
+    """An op with its arguments as the autograd function gets them, how it is called with an implementation, and its
+    peers in plain PyTorch."""
 
     op: str
     call: Callable[[str], Tensor]
     arguments: tuple[Any, ...]
+    peers: Mapping[str, Way]
 
     @property
     def trained(self) -> list[Tensor]:
         return [a for a in self.arguments if isinstance(a, Tensor) and a.requires_grad]
 
-    def forwards(self, impls: Sequence[str]) -> dict[str, Callable[[], Tensor]]:
-        """The empty function, and every implementation."""
+    def ways(self, impls: Sequence[str]) -> dict[str, Way]:
+        """The empty function, every implementation, and the peers."""
         result = self.call("aten").detach()
         gradients = [torch.zeros_like(a) if isinstance(a, Tensor) and a.requires_grad else None for a in self.arguments]
         forwards = {EMPTY: lambda: Empty.apply(result, gradients, *self.arguments)}
-        return forwards | {impl: functools.partial(self.call, impl) for impl in impls}
+        forwards |= {impl: functools.partial(self.call, impl) for impl in impls}
+        return {name: Way(forward, self.trained) for name, forward in forwards.items()} | dict(self.peers)
 
 
 def subjects(device: torch.device) -> Iterator[Subject]:
-    """The ops on tensors of a few elements."""
+    """The ops on tensors of a few elements, with their peers."""
 
     def tensor(*shape: int, trained: bool = False) -> Tensor:
         values = torch.randn(shape, generator=torch.Generator().manual_seed(0))
         return values.to(device).requires_grad_(trained)
 
-    student, teacher = tensor(4, 10, trained=True), tensor(4, 10)
-    target = torch.zeros(4, dtype=torch.int64, device=device)
-    yield Subject(
-        "kl_div_logits",
-        lambda impl: kl_div_logits(student, teacher, 2.0, impl=impl),
-        (student, teacher, 2.0, "batchmean", "impl"),
-    )
-    yield Subject(
-        "distillation_loss",
-        lambda impl: distillation_loss(student, teacher, target, alpha=0.9, temperature=2.0, impl=impl),
-        (student, teacher, target, 0.9, 2.0, 0.0, "mean", "impl"),
-    )
+    tensors = (tensor(4, 10, trained=True), tensor(4, 10), torch.zeros(4, dtype=torch.int64, device=device))
+    empty = {losses.KL: (1.0, "batchmean"), losses.DISTILLATION: (losses.ALPHA, losses.TEMPERATURE, 0.0, "mean")}
+    eager = {losses.KL: losses.torch_kl, losses.DISTILLATION: losses.torch_distillation}
+    for op, numbers in empty.items():
+        yield Subject(
+            op,
+            functools.partial(_loss, op, tensors),
+            (*(tensors if op == losses.DISTILLATION else tensors[:2]), *numbers, "impl"),
+            {"eager": Way(functools.partial(eager[op], *tensors), tensors[:1])},
+        )
     x, weight, bias = tensor(1, 6, 4, 4, trained=True), tensor(4, 4, 3, 3), tensor(4)
     out, into, bias_out = tensor(2, 6, 3, 3, trained=True), tensor(4, 2, 3, 3, trained=True), tensor(2, trained=True)
     needs, one = (True, True, True, True, False), (1, 1)
@@ -104,7 +117,38 @@ def subjects(device: torch.device) -> Iterator[Subject]:
         "planted_conv2d",
         lambda impl: planted_conv2d(x, weight, out, into, bias, bias_out, padding=1, impl=impl),
         (x, weight, out, into, bias, bias_out, None, needs, one, one, one, 1, 4, "none", 1, "full", "impl"),
+        _conv_peers(device),
     )
+    linear = linear_bench.Tensors.of((4, 4, 2, 4, 2), torch.float32, device)
+    trained = linear.trained("full")
+    blocks = (linear.weight, linear.weight_out, linear.weight_in, linear.bias, linear.bias_out)
+    masked = linear_bench.Masked(linear, "full")
+    split = linear_bench.split(linear, "full")
+    yield Subject(
+        "planted_linear",
+        lambda impl: planted_linear(linear.input, *blocks, impl=impl),
+        (linear.input, *blocks, None, needs, 4, "none", "full", "impl"),
+        {
+            "split + cat": Way(lambda: split(linear.input), trained),
+            "masked": Way(lambda: masked.forward(linear.input), [masked.weight, masked.bias, linear.input]),
+        },
+    )
+
+
+def _loss(op: str, tensors: Sequence[Tensor], impl: str) -> Tensor:
+    return losses.our_loss(op, impl)(*tensors)
+
+
+def _conv_peers(device: torch.device) -> dict[str, Way]:
+    sizes = Convolution(1, 4, 2, 4, 2, kernel=3, size=4, itemsize=4)
+    t = conv_peers.Tensors(sizes, torch.float32, "contiguous", device)
+    trained, masked = t.trained("full"), conv_peers.Masked(t, "full")
+    split, slices = conv_peers.split(t, "full"), conv_peers.slices(t, "full")
+    return {
+        "split + cat": Way(lambda: split(t.input), trained),
+        "ATen slices": Way(lambda: slices(t.input), trained),
+        "masked": Way(lambda: masked.forward(t.input), masked.trained()),
+    }
 
 
 def rows(settings: Settings) -> list[Row]:
@@ -114,16 +158,14 @@ def rows(settings: Settings) -> list[Row]:
     found: list[Row] = []
     for subject in subjects(settings.device):
         live, _ = implementations(subject.op, settings)
-        forwards = subject.forwards(live)
-        upstream = torch.ones_like(forwards[EMPTY]())
+        ways = subject.ways(live)
+        upstream = torch.ones_like(ways[EMPTY].forward())
 
-        def both(forward: Callable[[], Tensor], trained: list[Tensor], upstream: Tensor = upstream) -> Call:
-            return lambda: torch.autograd.grad(forward(), trained, upstream)
+        def both(way: Way, upstream: Tensor = upstream) -> Call:
+            return lambda: torch.autograd.grad(way.forward(), way.trained, upstream)
 
         for direction in (FORWARD, BOTH):
-            calls: Mapping[str, Call] = forwards
-            if direction == BOTH:
-                calls = {name: both(forward, subject.trained) for name, forward in forwards.items()}
+            calls = {name: both(way) if direction == BOTH else way.forward for name, way in ways.items()}
             samplers = {name: timer.sampler(ready(call)) for name, call in calls.items()}
             timings = interleave(samplers, settings.rounds)
             found += [{**_row(subject.op, settings.device.type, direction, name, timings), **about} for name in timings]

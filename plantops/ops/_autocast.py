@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+import weakref
+from contextlib import AbstractContextManager
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
-from torch.utils.weak import WeakIdKeyDictionary
 
-# frozen tensor -> ((data_ptr, version, dtype, device), its low-precision copy); it goes when the tensor goes.
-_frozen_copies: WeakIdKeyDictionary = WeakIdKeyDictionary()
+
+class _Copy(NamedTuple):
+    of: weakref.ref[Tensor]
+    key: tuple[int, int, torch.dtype, torch.device]  # data_ptr, version, dtype, device
+    low: Tensor
+
+
+_frozen_copies: dict[int, _Copy] = {}
+"""By the id of a frozen tensor, its low-precision copy; it goes when the tensor goes."""
 MaybeTensor = TypeVar("MaybeTensor", Tensor, Tensor | None)
 _PLAIN = (Tensor, torch.nn.Parameter, torch.nn.Buffer)
 
@@ -24,9 +32,23 @@ def active(device_type: str) -> bool:
     return torch.is_autocast_enabled(device_type)
 
 
-def disabled(device_type: str) -> torch.autocast:
+class _Off:
+    """`torch.autocast(device_type, enabled=False)` without its bookkeeping, which takes as long as a small kernel."""
+
+    def __init__(self, device_type: str) -> None:
+        self._device_type, self._before = device_type, False
+
+    def __enter__(self) -> None:
+        self._before = torch.is_autocast_enabled(self._device_type)
+        torch.set_autocast_enabled(self._device_type, False)
+
+    def __exit__(self, *_: object) -> None:
+        torch.set_autocast_enabled(self._device_type, self._before)
+
+
+def disabled(device_type: str) -> AbstractContextManager[None]:
     """A context in which autocast leaves our own ATen calls alone."""
-    return torch.autocast(device_type, enabled=False)
+    return torch.autocast(device_type, enabled=False) if torch.compiler.is_compiling() else _Off(device_type)
 
 
 def cast(tensor: MaybeTensor, device_type: str) -> MaybeTensor:
@@ -44,12 +66,14 @@ def cast_frozen(tensor: MaybeTensor, device_type: str) -> MaybeTensor:
     if tensor.dtype == dtype or not _cacheable(tensor):
         return tensor.to(dtype)
     key = (tensor.data_ptr(), tensor._version, dtype, tensor.device)
-    kept = _frozen_copies.get(tensor)
-    if kept is None or kept[0] != key:
+    number = id(tensor)
+    kept = _frozen_copies.get(number)
+    if kept is None or kept.of() is not tensor or kept.key != key:
         with torch.no_grad():
-            kept = (key, tensor.detach().to(dtype))
-        _frozen_copies[tensor] = kept
-    return kept[1]
+            low = tensor.detach().to(dtype)
+        kept = _Copy(weakref.ref(tensor, lambda _: _frozen_copies.pop(number, None)), key, low)
+        _frozen_copies[number] = kept
+    return kept.low
 
 
 def _eligible(tensor: Tensor, device_type: str) -> bool:

@@ -1,9 +1,8 @@
 """The ordinary call of an op in one step of C++: arguments, checks and autograd (`csrc/eager/`).
 
 Each function takes the arguments of its namesake in `plantops.functional`, by position, and returns its result, or None
-where the call is not ordinary (autocast, a mode, a transform, a subclass, an argument that is wrong, an implementation
-other than the compiled one) or where there is no compiled module. The Python code behind it computes every call, with
-the same numbers, and says what is wrong with one.
+where the call is not ordinary (autocast, a mode, a transform, a subclass, a wrong argument) or where there is no
+compiled module. The Python code behind it computes every call, with the same numbers, and says what is wrong with one.
 """
 
 from __future__ import annotations
@@ -33,6 +32,7 @@ def _shortcut(name: str) -> Callable[..., Any]:
 
 
 planted_conv2d = _shortcut("planted_conv2d")
+planted_linear = _shortcut("planted_linear")
 kl_div_logits = _shortcut("kl_div_logits")
 kl_div_logits_value_and_grad = _shortcut("kl_div_logits_value_and_grad")
 distillation_loss = _shortcut("distillation_loss")

@@ -29,12 +29,14 @@ _private = torch.library.Library("plantops_python", "DEF")
 @dataclass(frozen=True)
 class Op:
     """One defined op: `implementations` are its Python ones, `choose` names the one that `auto` stands for on a CPU,
-    `key` gives the traits and features by which a measured table knows a call on CUDA."""
+    `key` gives the traits and features by which a measured table knows a call on CUDA. `native`: whether the compiled
+    module has kernels of its own for it, beside ATen calls."""
 
     stem: str
     implementations: Mapping[str, Callable[..., Any]]
     choose: Callable[..., str]
     key: Callable[..., _tuned.Key] | None
+    native: bool
 
 
 _ops: dict[str, Op] = {}
@@ -52,6 +54,7 @@ def define(
     fake: Callable[..., Any],
     choose: Callable[..., str] = _aten,
     key: Callable[..., _tuned.Key] | None = None,
+    native: bool = True,
 ) -> Callable[..., Any]:
     """Defines `plantops::<stem><schema>` and returns a function that calls it.
 
@@ -63,7 +66,7 @@ def define(
     The op resolves "auto" inside itself, at run time. The returned function resolves it before the call where nothing
     is being compiled: the same choice without the way through C++, Python and C++ again (20 us a call).
     """
-    op = Op(stem, implementations, choose, key)
+    op = Op(stem, implementations, choose, key, native)
 
     def measured(device: torch.device, *rest: Any) -> Any:
         impl = "aten"
@@ -154,6 +157,8 @@ def has_native(stem: str, device_type: str) -> bool:
         return False
     if device_type == "cuda" and not STATUS.info["cuda_architectures"]:
         return False  # what is registered there are ATen calls
+    if not _ops[stem].native:
+        return False
     return bool(torch._C._dispatch_has_kernel_for_dispatch_key(f"plantops::{stem}", key))
 
 

@@ -11,6 +11,14 @@ from plantops.bench.record import read_csv
 from plantops.bench.timing import summary
 from plantops.ops import _registry
 
+DIRECTIONS = (host.FORWARD, host.BOTH)
+PEERS = {
+    "kl_div_logits": ["eager"],
+    "distillation_loss": ["eager"],
+    "planted_conv2d": ["split + cat", "ATen slices", "masked"],
+    "planted_linear": ["split + cat", "masked"],
+}
+
 
 def test_the_table_of_a_cpu(tmp_path: Path, capsys: pytest.CaptureFixture):
     threads = torch.get_num_threads()
@@ -20,11 +28,14 @@ def test_the_table_of_a_cpu(tmp_path: Path, capsys: pytest.CaptureFixture):
     finally:
         torch.set_num_threads(threads)
     rows = read_csv(tmp_path / "host_cpu.csv")
-    live = [impl for impl in ("native", "aten") if _registry.live("kl_div_logits", impl, "cpu")]
-    ops = ("kl_div_logits", "distillation_loss", "planted_conv2d")
-    expected = itertools.product(ops, (host.FORWARD, host.BOTH), (host.EMPTY, *live))
-    assert [(row["op"], row["direction"], row["variant"]) for row in rows] == list(expected)
-    for row, empty in ((row, rows[index - index % (1 + len(live))]) for index, row in enumerate(rows)):
+    expected = []
+    for op, peers in PEERS.items():
+        live = [impl for impl in ("native", "aten") if _registry.live(op, impl, "cpu")]
+        expected += [(op, *way) for way in itertools.product(DIRECTIONS, (host.EMPTY, *live, *peers))]
+    assert [(row["op"], row["direction"], row["variant"]) for row in rows] == expected
+    empties = {(row["op"], row["direction"]): row for row in rows if row["variant"] == host.EMPTY}
+    for row in rows:
+        empty = empties[row["op"], row["direction"]]
         assert float(row["p50_us"]) > 0
         assert float(row["over_empty_us"]) == pytest.approx(float(row["p50_us"]) - float(empty["p50_us"]), abs=0.02)
     assert "over_empty_us" in capsys.readouterr().out
@@ -37,8 +48,9 @@ def test_it_is_measured_alone(tmp_path: Path):
 
 def test_the_empty_function_has_the_gradients_of_the_op():
     for subject in host.subjects(torch.device("cpu")):
-        forwards = subject.forwards(["aten"])
-        ours, empty = forwards["aten"](), forwards[host.EMPTY]()
+        ways = subject.ways(["aten"])
+        ours, empty = ways["aten"].forward(), ways[host.EMPTY].forward()
+        assert list(ways) == [host.EMPTY, "aten", *PEERS[subject.op]]
         assert empty.shape == ours.shape
         for a, b in zip(*(torch.autograd.grad(y.sum(), subject.trained) for y in (ours, empty)), strict=True):
             assert a.shape == b.shape

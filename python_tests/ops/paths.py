@@ -1,4 +1,4 @@
-"""The ways that a call of planted_conv2d can take, for tests that hold them against each other."""
+"""The ways that a call of an op can take, for tests that hold them against each other."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from plantops.ops import _eager
-from plantops.ops.planted_conv2d import autograd
+from plantops.ops.planted_conv2d import autograd as conv
+from plantops.ops.planted_linear import autograd as linear
 
-SHORTCUTS = ("planted_conv2d", "kl_div_logits", "kl_div_logits_value_and_grad", "distillation_loss")
+SHORTCUTS = ("planted_conv2d", "planted_linear", "kl_div_logits", "kl_div_logits_value_and_grad", "distillation_loss")
 
 
 def without_shortcuts(patch: pytest.MonkeyPatch) -> None:
@@ -21,11 +22,11 @@ def without_shortcuts(patch: pytest.MonkeyPatch) -> None:
 
 
 def without_the_module(patch: pytest.MonkeyPatch) -> None:
-    """As where there is no compiled module: planted_conv2d in Python all the way down to ATen."""
+    """As where there is no compiled module: the planted ops in Python all the way down to ATen."""
     without_shortcuts(patch)
-    python = torch.ops.plantops_python
-    patch.setattr(autograd, "forward_op", python.planted_conv2d.default)
-    patch.setattr(autograd, "backward_op", python.planted_conv2d_backward.default)
+    for autograd, stem in ((conv, "planted_conv2d"), (linear, "planted_linear")):
+        patch.setattr(autograd, "forward_op", getattr(torch.ops.plantops_python, stem).default)
+        patch.setattr(autograd, "backward_op", getattr(torch.ops.plantops_python, f"{stem}_backward").default)
 
 
 def by(path: Callable[[pytest.MonkeyPatch], None], compute: Callable[[], Any]) -> Any:

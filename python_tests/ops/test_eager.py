@@ -11,12 +11,20 @@ import pytest
 import torch
 from conv_cases import ALL, Case, Problem
 from paths import SHORTCUTS, by, without_shortcuts
+from test_planted_linear import SHAPES, planted
+from test_planted_linear import problem as linear_problem
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from plantops import functional
 from plantops._extension import STATUS
-from plantops.functional import distillation_loss, kl_div_logits, kl_div_logits_value_and_grad, planted_conv2d
+from plantops.functional import (
+    distillation_loss,
+    kl_div_logits,
+    kl_div_logits_value_and_grad,
+    planted_conv2d,
+    planted_linear,
+)
 from plantops.ops import _eager, _registry, _tuned
 
 if not STATUS.loaded:
@@ -64,21 +72,25 @@ def same(ours: Tensor | None, theirs: Tensor | None) -> bool:
     return torch.equal(ours, theirs) and ours.stride() == theirs.stride() and ours.dtype == theirs.dtype
 
 
-def assert_same_conv(problem: Problem, taken: list[bool], impl: str = "native", **options: Any) -> None:
-    y, saved = kept(lambda: problem.planted(impl, **options))
+def assert_same_way(
+    call: Callable[[], Tensor], trained: dict[str, Tensor], taken: list[bool], every: bool = True
+) -> None:
+    """`every`: at least one tensor gets a gradient."""
+    taken.clear()
+    y, saved = kept(call)
     assert taken == [True]
-    expected, expected_saved = kept(lambda: by(without_shortcuts, lambda: problem.planted(impl, **options)))
+    expected, expected_saved = kept(lambda: by(without_shortcuts, call))
     assert same(y, expected)
     assert saved == expected_saved
     assert y.requires_grad == expected.requires_grad
     if not y.requires_grad:
         return
-    upstream = torch.randn(y.shape, dtype=y.dtype)
-    trained = [tensor for tensor in problem.trained.values() if tensor.requires_grad]
-    ours = torch.autograd.grad(y, trained, upstream, allow_unused=True)
-    theirs = torch.autograd.grad(expected, trained, upstream, allow_unused=True)
+    upstream = torch.randn(y.shape).to(y.dtype)
+    tensors = [tensor for tensor in trained.values() if tensor.requires_grad]
+    ours = torch.autograd.grad(y, tensors, upstream, allow_unused=True)
+    theirs = torch.autograd.grad(expected, tensors, upstream, allow_unused=True)
     assert all(map(same, ours, theirs))
-    assert any(gradient is not None for gradient in ours) or "input_grad" in options
+    assert any(gradient is not None for gradient in ours) or not every
 
 
 @pytest.mark.parametrize("case", ORDINARY, ids=str)
@@ -86,14 +98,15 @@ def test_convolutions_of_every_shape(case: Case, taken):
     for impl, dtype in (("native", torch.float32), ("native", torch.float64), ("aten", torch.bfloat16)):
         if impl == "native" and case.stride != 1:
             continue
-        taken.clear()
-        assert_same_conv(Problem.of(case, dtype), taken, impl)
+        problem = Problem.of(case, dtype)
+        assert_same_way(lambda: problem.planted(impl), problem.trained, taken)  # noqa: B023
 
 
 def test_triton_too(taken):
     if not _registry.live("planted_conv2d", "triton", "cpu"):
         pytest.skip(_registry.why_not("planted_conv2d", "triton", "cpu"))
-    assert_same_conv(Problem.of(WIDE, torch.float32), taken, "triton")
+    problem = Problem.of(WIDE, torch.float32)
+    assert_same_way(lambda: problem.planted("triton"), problem.trained, taken)
 
 
 @pytest.mark.parametrize("input_grad", ["full", "planted", "none"])
@@ -103,8 +116,31 @@ def test_every_set_of_gradients(needs: set[str], input_grad: str, taken):
         problem = Problem.of(case, torch.float32)
         for name, tensor in problem.trained.items():
             tensor.requires_grad_(name in needs)
-        taken.clear()
-        assert_same_conv(problem, taken, input_grad=input_grad)
+        assert_same_way(
+            lambda: problem.planted("native", input_grad=input_grad),  # noqa: B023
+            problem.trained,
+            taken,
+            every=input_grad == "full",
+        )
+    shape = (14, 2, 12, 4, 3)
+    for activation in ("none", "relu"):
+        weight, bias, trained = linear_problem(shape)
+        for name, tensor in trained.items():
+            tensor.requires_grad_(name in needs)
+        assert_same_way(
+            lambda: planted(shape, weight, bias, trained, activation, "auto", input_grad=input_grad),  # noqa: B023
+            trained,
+            taken,
+            every=input_grad == "full",
+        )
+
+
+@pytest.mark.parametrize("lead", [(), (0,), (3,), (2, 1, 3)], ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_linear_layers_of_every_shape(shape, lead, taken):
+    for activation, addend in itertools.product(("none", "relu"), (False, True)):
+        weight, bias, trained = linear_problem(shape, lead, torch.float32, addend=addend)
+        assert_same_way(lambda: planted(shape, weight, bias, trained, activation, "auto"), trained, taken)  # noqa: B023
 
 
 def test_parameters_and_what_stands_for_a_pair(taken):
@@ -316,15 +352,57 @@ def test_errors_of_losses_are_those_of_the_way_through_python(call: Callable[[],
     assert message() == by(without_shortcuts, message) != ""
 
 
+ROWS, COLUMNS = torch.zeros(4, 3), torch.zeros(2, 5)
+LINEAR: dict[str, Any] = {
+    "input": torch.zeros(6, 5), "weight": ROWS, "weight_out": COLUMNS, "weight_in": torch.zeros(4, 2),
+    "bias": torch.zeros(4), "bias_out": torch.zeros(2),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("wrong", "error"),
+    [
+        ({"input": torch.zeros(())}, ValueError),
+        ({"input": torch.zeros(6, 4)}, ValueError),
+        ({"input": torch.zeros(6, 5).double()}, TypeError),
+        ({"weight": torch.zeros(4)}, ValueError),
+        ({"weight": ROWS.clone().requires_grad_()}, ValueError),
+        ({"bias": torch.zeros(4).requires_grad_()}, ValueError),
+        ({"weight_in": torch.zeros(3, 2)}, ValueError),
+        ({"weight_in": torch.zeros(())}, (ValueError, IndexError)),
+        ({"weight_out": torch.zeros(2, 4)}, ValueError),
+        ({"weight_out": torch.zeros(())}, (ValueError, IndexError)),
+        ({"bias_out": torch.zeros(3)}, ValueError),
+        ({"in_start": 4}, ValueError),
+        ({"in_start": -1}, ValueError),
+        ({"addend": torch.zeros(6, 5)}, ValueError),
+        ({"activation": "gelu"}, ValueError),
+        ({"input_grad": "some"}, ValueError),
+        ({"impl": "fast"}, ValueError),
+        ({"impl": "native"}, NotImplementedError),
+    ],
+    ids=lambda value: "+".join(value) if isinstance(value, dict) else "",
+)
+def test_errors_of_linear_layers_are_those_of_the_way_through_python(wrong: dict[str, Any], error: type[Exception]):
+    def message() -> str:
+        with pytest.raises(error) as raised:
+            planted_linear(**{**LINEAR, **wrong})
+        return str(raised.value)
+
+    assert message() == by(without_shortcuts, message) != ""
+
+
 def test_double_backward_raises(taken):
     problem = Problem.of(Case(), torch.float32)
     student = torch.randn(4, 10, requires_grad=True)
+    linear = linear_problem((5, 2, 4, 3, 2))
     losses = (
         (problem.planted("native").square().sum(), list(problem.trained.values())),
+        (planted((5, 2, 4, 3, 2), *linear, "relu", "aten").square().sum(), list(linear[2].values())),
         (kl_div_logits(student, T, impl="native"), [student]),
         (distillation_loss(student, T, torch.zeros(4).long(), alpha=0.5, temperature=2.0, impl="native"), [student]),
     )
-    assert taken == [True] * 3
+    assert taken == [True] * 4
     for loss, trained in losses:
         gradients = torch.autograd.grad(loss, trained, create_graph=True)
         for gradient in gradients:
@@ -473,8 +551,9 @@ def test_backward_follows_the_layout_of_the_gradient_that_comes(taken):
 def test_the_public_functions_use_them(taken):
     """What is measured and promised is what people call."""
     simple("auto")
+    planted_linear(**LINEAR)
     kl_div_logits(S, T)
     kl_div_logits_value_and_grad(S, T)
     distillation_loss(S, T, torch.zeros(4).long(), alpha=0.5, temperature=1.0)
     assert functional._eager is _eager
-    assert taken == [True] * 4
+    assert taken == [True] * 5

@@ -217,7 +217,7 @@ def test_low_precision_copy_of_a_frozen_weight():
     def copy_of(weight: torch.Tensor) -> torch.Tensor:
         with torch.autocast("cpu", dtype=torch.bfloat16):
             planted_conv2d(x, weight)
-        return _autocast._frozen_copies[weight][1]
+        return _autocast._frozen_copies[id(weight)].low
 
     first = copy_of(weight)
     assert first.dtype == torch.bfloat16
@@ -227,7 +227,7 @@ def test_low_precision_copy_of_a_frozen_weight():
     assert torch.equal(second, weight.bfloat16())
     weight.data = torch.ones_like(weight)
     assert torch.equal(copy_of(weight), weight.bfloat16())
-    gone = weakref.ref(_autocast._frozen_copies[weight][1])
+    gone = weakref.ref(_autocast._frozen_copies[id(weight)].low)
     del weight, first, second
     gc.collect()
     assert gone() is None

@@ -226,7 +226,7 @@ def _apart(pieces: Sequence[Tensor]) -> list[Tensor]:
     if len(pieces) == 1:
         return list(pieces)
     own = [torch.empty_like(piece) for piece in pieces]
-    torch._foreach_copy_(own, pieces)
+    torch._foreach_copy_(own, list(pieces))
     return own
 
 

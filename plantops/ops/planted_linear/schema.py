@@ -69,6 +69,7 @@ forward_op = _registry.define(
     },
     fake=_fake,
     key=auto.forward_key,
+    native=False,
 )
 backward_op = _registry.define(
     "planted_linear_backward",
@@ -82,4 +83,5 @@ backward_op = _registry.define(
     },
     fake=_fake_backward,
     key=auto.backward_key,
+    native=False,
 )
