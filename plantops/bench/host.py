@@ -1,8 +1,8 @@
 """What a call costs the host: microseconds over an empty autograd function with the same arguments.
 
-Beside our implementations stand the ways of plain PyTorch that the other benchmarks hold them against. The tensors are so
-small that hardly anything is computed. On a GPU a call returns when its kernels are queued: the device is idle before
-every sample, and a sample queues less than the queue holds.
+Beside our implementations stand the ways of plain PyTorch that the other benchmarks hold them against. The tensors are
+so small that hardly anything is computed. On a GPU a call returns when its kernels are queued: the device is idle
+before every sample, and a sample queues less than the queue holds.
 """
 
 from __future__ import annotations
