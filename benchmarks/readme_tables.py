@@ -138,6 +138,20 @@ def losses() -> str:
     )
 
 
+def host() -> str:
+    rows = read("host_cpu")
+    found: dict[tuple[str, str], dict[str, str]] = {}
+    for row in rows:
+        found.setdefault((row["op"], row["direction"]), {})[row["variant"]] = f"{float(row['p50_us']):.1f}"
+    ways = ("empty function", "auto", "aten", "masked", "ATen slices", "split + cat", "eager")
+    header = ["op", "direction", "empty function", "plantops", "through ATen", *ways[3:]]
+    return (
+        f"What a call on tensors of a few elements takes on a CPU, microseconds (medians), beside an empty autograd "
+        f"function with the same arguments. {provenance(rows[0])}. Raw: `benchmarks/results/host_cpu.csv`.\n\n"
+        + markdown(header, [[f"`{op}`", way, *(times.get(w, "-") for w in ways)] for (op, way), times in found.items()])
+    )
+
+
 def gpu() -> str:
     """The summary of the results on CUDA, or that there are none."""
     rows = [row for row in results(RESULTS) if row["device"] == "cuda"]

@@ -5,6 +5,8 @@
 #include <c10/core/impl/LocalDispatchKeySet.h>
 #include <torch/csrc/autograd/python_variable.h>
 
+#include <limits>
+
 namespace plantops::eager {
 namespace {
 
@@ -57,9 +59,10 @@ OptionalTensor Arguments::optional_tensor() {
 }
 
 int64_t Arguments::integer(PyObject* value) {
+  constexpr int64_t kMost = std::numeric_limits<int32_t>::max();  // sums and products of sizes stay far from overflow
   int overflow = 0;
-  const int64_t number = PyLong_CheckExact(value) ? PyLong_AsLongLongAndOverflow(value, &overflow) : (ordinary_ = false);
-  if (overflow != 0) ordinary_ = false;
+  const int64_t number = PyLong_CheckExact(value) ? PyLong_AsLongLongAndOverflow(value, &overflow) : kMost + 1;
+  if (overflow != 0 || number > kMost || number < -kMost) ordinary_ = false;
   return number;
 }
 

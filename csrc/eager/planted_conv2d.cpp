@@ -18,6 +18,7 @@ namespace py = pybind11;
 using at::Tensor;
 using std::string_view;
 
+constexpr int64_t kMostPool = 15;  // MAX_POOL of plantops/ops/planted_conv2d/checks.py
 constexpr char kForward[] = "planted_conv2d", kBackward[] = "planted_conv2d_backward";
 
 using ForwardSignature = std::tuple<Tensor, Tensor>(
@@ -71,7 +72,7 @@ bool Call::valid() const {
   for (const OptionalTensor* t : {&weight_out, &weight_in, &bias, &bias_out, &addend})
     if (!alike(*t, input)) return false;
   if (!alike(weight, input) || !frozen(weight) || !frozen(bias)) return false;
-  if ((activation != "none" && activation != "relu") || max_pool < 1 || max_pool > 15) return false;
+  if ((activation != "none" && activation != "relu") || max_pool < 1 || max_pool > kMostPool) return false;
   if (input_grad != "full" && input_grad != "planted" && input_grad != "none") return false;
   if (weight_in && weight_in->dim() != 4) return false;
   if (weight_out && weight_out->dim() != 4) return false;

@@ -295,6 +295,7 @@ GOOD: dict[str, Any] = {
         ({"stride": 0}, ValueError),
         ({"stride": 2**70}, (ValueError, RuntimeError, OverflowError)),
         ({"padding": -1}, ValueError),
+        ({"padding": 2**62, "impl": "aten"}, (ValueError, RuntimeError, OverflowError)),
         ({"padding": "sane"}, ValueError),
         ({"dilation": (1, 0)}, ValueError),
         ({"dilation": (1, 1, 1)}, ValueError),
