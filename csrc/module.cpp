@@ -39,7 +39,7 @@ std::map<std::string, std::string> build_info() {
 }
 
 template <PyObject* (*function)(PyObject*, PyObject* const*, Py_ssize_t)>
-constexpr PyMethodDef shortcut(const char* name, const char* doc) {
+PyMethodDef shortcut(const char* name, const char* doc) {
   return {name, reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(function)), METH_FASTCALL, doc};
 }
 

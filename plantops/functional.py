@@ -232,7 +232,8 @@ def planted_conv2d(
                 input, weight, weight_out, weight_in, bias, bias_out, addend, needs, *geometry, start, activation,
                 max_pool, input_grad, impl,
             )  # fmt: skip
-        input = input.detach()  # it may require a gradient that nobody wants
+        if input.requires_grad:  # a gradient that nobody wants
+            input = input.detach()
     return _conv.forward_op(
         input, weight, weight_out, weight_in, bias, bias_out, *geometry, start, addend, activation, max_pool, False,
         impl,
@@ -320,7 +321,8 @@ def planted_linear(
                 input, weight, weight_out, weight_in, bias, bias_out, addend, needs, start, activation, input_grad,
                 impl,
             )  # fmt: skip
-        input = input.detach()  # it may require a gradient that nobody wants
+        if input.requires_grad:  # a gradient that nobody wants
+            input = input.detach()
     return _linear.forward_op(
         input, weight, weight_out, weight_in, bias, bias_out, start, addend, activation, impl
     )  # fmt: skip

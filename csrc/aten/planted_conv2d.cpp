@@ -1,6 +1,5 @@
 #include "planted_conv2d.h"
 
-#include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/ops/add.h>
 #include <ATen/ops/arange.h>
 #include <ATen/ops/cat.h>
@@ -15,6 +14,7 @@
 #include <ATen/ops/threshold_backward.h>
 #include <ATen/ops/zeros.h>
 #include <ATen/ops/zeros_like.h>
+#include <c10/core/GradMode.h>
 
 #include <vector>
 
@@ -118,7 +118,7 @@ std::tuple<Tensor, Tensor> forward(
     const OptionalTensor& bias, const OptionalTensor& bias_out, at::IntArrayRef stride, at::IntArrayRef padding,
     at::IntArrayRef dilation, int64_t in_start, const OptionalTensor& addend, std::string_view activation,
     int64_t max_pool, bool save_indices) {
-  const at::AutoDispatchBelowAutograd below;  // an op has no graph of its own
+  const c10::AutoGradMode no_grad(false);  // an op has no graph of its own
   const Convolution c =
       convolution_of(weight, weight_out, weight_in, stride, padding, dilation, in_start, activation, max_pool);
   const auto type = weight.scalar_type();
@@ -145,7 +145,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> backward(
     at::IntArrayRef input_size, at::IntArrayRef conv_size, at::IntArrayRef stride, at::IntArrayRef padding,
     at::IntArrayRef dilation, int64_t in_start, std::string_view activation, int64_t max_pool,
     std::string_view input_grad, const std::array<bool, 5>& mask) {
-  const at::AutoDispatchBelowAutograd below;
+  const c10::AutoGradMode no_grad(false);
   const ConvBackward b{
       convolution_of(weight, weight_out, weight_in, stride, padding, dilation, in_start, activation, max_pool),
       grad_output, output, indices, {input_size[0], input_size[1]}, {conv_size[0], conv_size[1]}};
@@ -153,6 +153,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> backward(
   const auto& n = b.c.channels;
   b.check(weight.scalar_type());
   if (want_input || want_in || want_addend) b.check_all_rows();
+  TORCH_CHECK_VALUE(!want_out || weight_out, "weight_out: its gradient is asked for, and it is not given");
+  TORCH_CHECK_VALUE(!want_in || weight_in, "weight_in: its gradient is asked for, and it is not given");
   const int64_t planted_from = want_out || want_in ? check_saved_input(b, input, weight.scalar_type(), want_out) : 0;
   const auto format = memory_format(b.grad_output);
   const int64_t first = want_input || want_in || want_addend ? 0 : n.trunk_out, count = n.out() - first;

@@ -1,6 +1,5 @@
 // planted_linear in ATen calls, on any device: impl="aten". It makes the calls of plantops/ops/planted_linear/aten.py,
 // which serves where there is no compiled module, and spares the interpreter between them.
-#include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/_unsafe_view.h>
 #include <ATen/ops/cat.h>
@@ -11,6 +10,8 @@
 #include <ATen/ops/sum.h>
 #include <ATen/ops/threshold_backward.h>
 #include <ATen/ops/zeros.h>
+#include <c10/core/GradMode.h>
+#include <c10/util/Exception.h>
 #include <torch/library.h>
 
 #include <string_view>
@@ -84,7 +85,7 @@ Tensor forward(
   if (!computes(impl, input))
     return call_python<decltype(forward)>("planted_linear", input, weight, weight_out, weight_in, bias, bias_out,
                                           in_start, addend, activation, impl);
-  const at::AutoDispatchBelowAutograd below;  // an op has no graph of its own
+  const c10::AutoGradMode no_grad(false);  // an op has no graph of its own
   // Half precision would round before the addition; one rounding only.
   const auto wide = addend ? compute_type(input) : input.scalar_type();
   OptionalTensor biases =
@@ -103,8 +104,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> backward(
   if (!computes(impl, grad_output))
     return call_python<decltype(backward)>("planted_linear_backward", grad_output, input, weight, weight_out, weight_in,
                                            output, in_start, activation, input_grad, mask, impl);
-  const at::AutoDispatchBelowAutograd below;
+  const c10::AutoGradMode no_grad(false);
   const auto [want_input, want_out, want_in, want_bias, want_addend] = mask;
+  TORCH_CHECK_VALUE(!want_out || weight_out, "weight_out: its gradient is asked for, and it is not given");
+  TORCH_CHECK_VALUE(!want_in || weight_in, "weight_in: its gradient is asked for, and it is not given");
+  TORCH_CHECK_VALUE(input || !(want_out || want_in), "input: needed for the weight gradients, not given");
   const int64_t trunk_out = weight.size(0), first = want_input || want_in || want_addend ? 0 : trunk_out;
   const at::IntArrayRef leading = grad_output.sizes().slice(0, grad_output.dim() - 1);
   const auto last = [](const Tensor& t, int64_t count) { return t.narrow(1, t.size(1) - count, count); };

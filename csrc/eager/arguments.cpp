@@ -3,6 +3,7 @@
 #include <ATen/PythonTorchFunctionTLS.h>
 #include <c10/core/GradMode.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
+#include <torch/csrc/PyInterpreter.h>
 #include <torch/csrc/autograd/python_variable.h>
 
 #include <limits>
@@ -15,7 +16,17 @@ bool plain(const at::Tensor& t) {
   constexpr c10::DispatchKeySet known(
       {CPU, CUDA, AutogradCPU, AutogradCUDA, AutocastCPU, AutocastCUDA, ADInplaceOrView});
   const auto keys = t.key_set();
-  return (keys.raw_repr() & ~known.raw_repr()) == 0 && keys.has(ADInplaceOrView);
+  return (keys.raw_repr() & ~known.raw_repr()) == 0 && keys.has(ADInplaceOrView) && !t._fw_grad(0).defined();
+}
+
+// `with torch.device(...)` and torch.set_default_device are modes too, but ones that only calls without a device feel.
+bool only_default_devices() {
+  using at::impl::PythonTorchFunctionTLS;
+  for (int64_t i = 0; i < PythonTorchFunctionTLS::stack_len(); ++i) {
+    const PyObject* mode = PythonTorchFunctionTLS::get_stack_at(i)->ptr(getPyInterpreter());
+    if (std::string_view(Py_TYPE(mode)->tp_name) != "DeviceContext") return false;
+  }
+  return true;
 }
 
 }  // namespace
@@ -25,7 +36,7 @@ bool ordinary_thread(Autocast autocast) {
   // What torch excludes by default are the keys of autocast: switched on, they are missing there.
   const auto excluded = autocast == Autocast::must_be_off ? keys.excluded_ : keys.excluded_ | c10::default_excluded_set;
   return keys.included_ == c10::default_included_set && excluded == c10::default_excluded_set &&
-         !at::impl::torch_function_mode_enabled();
+         (!at::impl::torch_function_mode_enabled() || only_default_devices());
 }
 
 bool is_float(const at::Tensor& t) {

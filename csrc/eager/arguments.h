@@ -29,7 +29,7 @@ class Arguments {
 
   bool ordinary() const { return ordinary_; }
 
-  at::Tensor tensor();  // a plain dense one on a CPU or a CUDA device
+  at::Tensor tensor();  // a plain dense one on a CPU or a CUDA device, without a forward-mode tangent
   OptionalTensor optional_tensor();
   int64_t integer();
   std::optional<int64_t> optional_integer();

@@ -4,10 +4,14 @@
 
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/dispatch/Dispatcher.h>
+#include <c10/core/GradMode.h>
 #include <torch/csrc/autograd/custom_function.h>
+#include <torch/csrc/autograd/functions/basic_ops.h>
 
 #include <string>
-#include <string_view>
+#include <utility>
+
+#include "../tensors/planted_conv2d.h"
 
 namespace plantops::eager {
 
@@ -32,29 +36,28 @@ class Op {
   c10::TypedOperatorHandle<Signature> handle_;
 };
 
-// A gradient whose own gradient raises.
-struct SingleBackward : torch::autograd::Function<SingleBackward> {
-  static at::Tensor forward(AutogradContext* context, const at::Tensor& gradient, const at::TensorList& /*connected*/,
-                            const std::string& op) {
-    context->saved_data["op"] = op;
-    return gradient;
-  }
-  static variable_list backward(AutogradContext* context, const variable_list&) {
-    TORCH_CHECK(false, context->saved_data["op"].toStringView(),
-                ": double backward is not supported; its gradient has no gradient of its own");
-  }
-};
-
-// Under create_graph every gradient carries that error, connected through the saved tensors to what a second
-// derivative would be taken to. (torch's once_differentiable is silent where the upstream gradient needs none.)
+// Under create_graph every gradient carries an error, connected through the saved tensors to what a second derivative
+// would be taken to. (torch's once_differentiable is silent where the upstream gradient needs none.)
 inline void refuse_double_backward(const char* op, variable_list& gradients, const variable_list& saved) {
   if (!at::GradMode::is_enabled()) return;
-  variable_list connected;
+  variable_list connected{at::Tensor()};  // the gradient comes first
   for (const auto& t : saved)
     if (t.defined() && t.requires_grad()) connected.push_back(t);
-  for (auto& gradient : gradients)
-    if (gradient.defined())
-      gradient = SingleBackward::apply(gradient.detach().requires_grad_(), at::TensorList(connected), std::string(op));
+  torch::autograd::DelayedError refuse(
+      std::string(op) + ": double backward is not supported; its gradient has no gradient of its own",
+      int64_t(connected.size()));
+  for (auto& gradient : gradients) {
+    if (!gradient.defined()) continue;
+    variable_list inputs = connected;
+    inputs[0] = gradient.detach().requires_grad_();
+    gradient = refuse.apply(std::move(inputs))[0];
+  }
+}
+
+// What is saved of a tensor when only a slice is needed: a compact copy of at most a quarter, else the tensor.
+inline at::Tensor compact(const at::Tensor& t, int64_t dim, int64_t start, int64_t length) {
+  if (4 * length > t.size(dim)) return t;
+  return t.narrow(dim, start, length).clone(t.dim() == 4 ? memory_format(t) : at::MemoryFormat::Contiguous);
 }
 
 }  // namespace plantops::eager

@@ -29,8 +29,9 @@ void remember_aten(const char* stem, CallShape shape);
 bool is_not_implemented(const pybind11::error_already_set& error);
 
 // compute(impl), or by ATen, from now on, where the chosen kernel refuses: the measurement was a neighbouring shape's.
-template <class Compute>
-auto computed(int64_t impl, const char* stem, CallShape shape, const Compute& compute) {
+// `shape` makes the call's shape, which holds all that a kernel may refuse.
+template <class Shape, class Compute>
+auto computed(int64_t impl, const char* stem, const Shape& shape, const Compute& compute) {
   if (impl == kAten) return compute(impl);
   try {
     return compute(impl);
@@ -38,7 +39,7 @@ auto computed(int64_t impl, const char* stem, CallShape shape, const Compute& co
   } catch (const pybind11::error_already_set& error) {  // of a kernel in Python
     if (!is_not_implemented(error)) throw;
   }
-  remember_aten(stem, std::move(shape));
+  remember_aten(stem, shape());
   return compute(kAten);
 }
 

@@ -91,14 +91,17 @@ bool Call::valid() const {
 py::tuple pair(const Size2& values) { return py::make_tuple(values[0], values[1]); }
 
 CallShape shape_of(const Tensor& images, const Tensor& weight, int64_t planted_out, int64_t planted_in,
-                   const Size2& size, const Size2& stride, int64_t max_pool, int64_t input_grad) {
+                   const Size2& size, const Size2& stride, const Size2& padding, const Size2& dilation,
+                   int64_t max_pool, int64_t input_grad) {
   return {int64_t(images.scalar_type()), int64_t(images.device().type()), images.device().index(),
           int64_t(memory_format(images)), images.size(0), weight.size(0), weight.size(1), weight.size(2), weight.size(3),
-          planted_out, planted_in, size[0], size[1], stride[0], stride[1], max_pool, input_grad};
+          planted_out, planted_in, size[0], size[1], stride[0], stride[1], padding[0], padding[1], dilation[0], dilation[1],
+          max_pool, input_grad};
 }
 
 CallShape shape_of(const Call& c) {
-  return shape_of(c.input, c.weight, c.planted_out(), c.planted_in(), c.input_size(), c.stride, c.max_pool, 0);
+  return shape_of(c.input, c.weight, c.planted_out(), c.planted_in(), c.input_size(), c.stride, c.padding, c.dilation,
+                  c.max_pool, 0);
 }
 
 // An index into kImpls, behind it nothing is chosen any more; -1 where the call is not ordinary.
@@ -117,12 +120,6 @@ std::tuple<Tensor, Tensor> call_op(const Call& c, bool save_indices, int64_t imp
   static const Op<ForwardSignature> op("plantops::planted_conv2d");
   return op(c.input, c.weight, c.weight_out, c.weight_in, c.bias, c.bias_out, c.stride, c.padding, c.dilation, c.groups,
             c.start(), c.addend, c.activation, c.max_pool, save_indices, kImpls[impl]);
-}
-
-// What is saved of a tensor when only a slice is needed: a compact copy of at most a quarter, else the tensor.
-Tensor compact(const Tensor& t, int64_t start, int64_t length) {
-  if (4 * length > t.size(1)) return t;
-  return t.narrow(1, start, length).clone(memory_format(t));
 }
 
 // What a backward needs beside tensors, in a row of integers, which autograd can store.
@@ -164,16 +161,18 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> call_backward(
               kImpls[impl]);
   };
   if (s.impl != kAuto) return call(s.impl);
-  CallShape shape = shape_of(grad, weight, weight_out ? weight_out->size(0) : 0, s.planted_in, s.input_size, s.stride,
-                             s.max_pool, !mask[0] ? 1 : s.planted_input_grad ? 2 : 3);
-  const int64_t impl = resolve_auto(kBackward, shape, [&] {
+  const auto shape = [&] {
+    return shape_of(grad, weight, weight_out ? weight_out->size(0) : 0, s.planted_in, s.input_size, s.stride, s.padding,
+                    s.dilation, s.max_pool, !mask[0] ? 1 : s.planted_input_grad ? 2 : 3);
+  };
+  const int64_t impl = resolve_auto(kBackward, shape(), [&] {
     return py::make_tuple(wrapped(grad), wrapped(input), wrapped(weight), wrapped(weight_out), wrapped(weight_in),
                           wrapped(output), wrapped(indices), pair(s.input_size), pair(s.conv_size), pair(s.stride),
                           pair(s.padding), pair(s.dilation), 1, s.in_start, s.planted_in,
                           py::str(std::string(activation)), s.max_pool, py::str(std::string(input_grad)),
                           py::make_tuple(mask[0], mask[1], mask[2], mask[3], mask[4]));
   });
-  return computed(impl, kBackward, std::move(shape), call);
+  return computed(impl, kBackward, shape, call);
 }
 
 struct PlantedConv2d : torch::autograd::Function<PlantedConv2d> {
@@ -185,9 +184,9 @@ struct PlantedConv2d : torch::autograd::Function<PlantedConv2d> {
     const auto [need_input, need_out, need_in, need_bias, need_addend] = needs;
     const bool all_rows = need_input || need_in || need_addend;
     const int64_t rows = c.weight.size(0);
-    const auto saved = [&](const Tensor& t) { return all_rows ? t : compact(t, rows, t.size(1) - rows); };
+    const auto saved = [&](const Tensor& t) { return all_rows ? t : compact(t, 1, rows, t.size(1) - rows); };
     context->save_for_backward({need_out  ? input
-                                : need_in ? compact(input, c.start(), c.planted_in())
+                                : need_in ? compact(input, 1, c.start(), c.planted_in())
                                           : Tensor(),
                                 c.weight, weight_out.value_or(Tensor()), weight_in.value_or(Tensor()),
                                 c.activation == "relu" ? saved(output) : Tensor(),
@@ -236,7 +235,7 @@ PyObject* planted_conv2d(PyObject*, PyObject* const* values, Py_ssize_t count) {
                   : std::get<0>(call_op(call, false, chosen));
   };
   if (call.impl != kImpls[kAuto]) return THPVariable_Wrap(compute(impl));
-  return THPVariable_Wrap(computed(impl, kForward, shape_of(call), compute));
+  return THPVariable_Wrap(computed(impl, kForward, [&] { return shape_of(call); }, compute));
   END_HANDLE_TH_ERRORS
 }
 

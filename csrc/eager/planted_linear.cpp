@@ -1,5 +1,6 @@
 // planted_linear as Python calls it: arguments, checks and autograd without a detour through the interpreter.
 #include <c10/core/GradMode.h>
+#include <c10/util/accumulate.h>
 #include <torch/csrc/Exceptions.h>
 #include <torch/csrc/autograd/python_variable.h>
 
@@ -69,8 +70,9 @@ bool Call::valid() const {
 }
 
 CallShape shape_of(const Tensor& x, const Tensor& weight, int64_t planted_out, int64_t planted_in, int64_t input_grad) {
-  return {int64_t(x.scalar_type()), x.device().index(), x.numel(), weight.size(0), weight.size(1), planted_out,
-          planted_in, input_grad};
+  const int64_t rows = c10::multiply_integers(x.sizes().slice(0, x.dim() - 1));
+  return {int64_t(x.scalar_type()), x.device().index(), rows, weight.size(0), weight.size(1), planted_out, planted_in,
+          input_grad};
 }
 
 CallShape shape_of(const Call& c) { return shape_of(c.input, c.weight, c.planted_out(), c.planted_in(), 0); }
@@ -91,12 +93,6 @@ Tensor call_op(const Call& c, int64_t impl) {
             kImpls[impl]);
 }
 
-// What is saved of a tensor when only a slice is needed: a compact copy of at most a quarter, else the tensor.
-Tensor compact(const Tensor& t, int64_t start, int64_t length) {
-  if (4 * length > t.size(-1)) return t;
-  return t.narrow(-1, start, length).clone(at::MemoryFormat::Contiguous);
-}
-
 struct PlantedLinear : torch::autograd::Function<PlantedLinear> {
   static Tensor forward(AutogradContext* context, const Tensor& input, const OptionalTensor& weight_out,
                         const OptionalTensor& weight_in, const OptionalTensor& /*bias_out*/,
@@ -107,12 +103,12 @@ struct PlantedLinear : torch::autograd::Function<PlantedLinear> {
     const bool relu = c.activation == "relu", all_rows = need_input || need_in || need_addend;
     const int64_t rows = c.weight.size(0);
     context->save_for_backward({need_out  ? input
-                                : need_in ? compact(input, c.start(), c.planted_in())
+                                : need_in ? compact(input, -1, c.start(), c.planted_in())
                                           : Tensor(),
                                 c.weight, weight_out.value_or(Tensor()), weight_in.value_or(Tensor()),
                                 !relu      ? Tensor()
                                 : all_rows ? output
-                                           : compact(output, rows, output.size(-1) - rows)});
+                                           : compact(output, -1, rows, output.size(-1) - rows)});
     context->saved_data["integers"] =
         std::vector<int64_t>{c.start(), relu, c.input_grad == "planted", impl_index(c.impl), needs[0], needs[1],
                              needs[2], needs[3], needs[4]};
@@ -151,15 +147,17 @@ struct PlantedLinear : torch::autograd::Function<PlantedLinear> {
     };
     if (asked != kAuto) return call(asked);
     if (grad.is_cpu()) return call(kAten);
-    CallShape shape = shape_of(grad, t[1], weight_out ? weight_out->size(0) : 0, weight_in ? weight_in->size(1) : 0,
-                               !mask[0] ? 1 : planted ? 2 : 3);
-    const int64_t impl = resolve_auto(kBackward, shape, [&] {
+    const auto shape = [&] {
+      return shape_of(grad, t[1], weight_out ? weight_out->size(0) : 0, weight_in ? weight_in->size(1) : 0,
+                      !mask[0] ? 1 : planted ? 2 : 3);
+    };
+    const int64_t impl = resolve_auto(kBackward, shape(), [&] {
       return py::make_tuple(wrapped(grad), wrapped(input), wrapped(t[1]), wrapped(weight_out), wrapped(weight_in),
                             wrapped(output), in_start, py::str(std::string(activation)),
                             py::str(std::string(input_grad)),
                             py::make_tuple(mask[0], mask[1], mask[2], mask[3], mask[4]));
     });
-    return computed(impl, kBackward, std::move(shape), call);
+    return computed(impl, kBackward, shape, call);
   }
 };
 
@@ -182,7 +180,7 @@ PyObject* planted_linear(PyObject*, PyObject* const* values, Py_ssize_t count) {
                   : call_op(call, chosen);
   };
   if (call.impl != kImpls[kAuto]) return THPVariable_Wrap(compute(impl));
-  return THPVariable_Wrap(computed(impl, kForward, shape_of(call), compute));
+  return THPVariable_Wrap(computed(impl, kForward, [&] { return shape_of(call); }, compute));
   END_HANDLE_TH_ERRORS
 }
 

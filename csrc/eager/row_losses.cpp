@@ -55,7 +55,7 @@ std::optional<Result> resolved(const char* stem, const Tensor& student, string_v
   };
   if (impl != kAuto || student.is_cpu()) return released(impl);  // on a CPU the compiled kernels take "auto" themselves
   const int64_t chosen = resolve_auto(stem, shape_of(student), [&] { return py::make_tuple(wrapped(student)); });
-  return computed(chosen, stem, shape_of(student), released);
+  return computed(chosen, stem, [&] { return shape_of(student); }, released);
 }
 
 bool wants_grad(const Tensor& student) { return c10::GradMode::is_enabled() && student.requires_grad(); }
@@ -69,7 +69,7 @@ Tensor resolved_backward(const char* stem, const Tensor& grad, const Tensor& stu
   if (impl != kAuto || student.is_cpu()) return by_index(impl);
   const int64_t chosen =
       resolve_auto(stem, shape_of(student), [&] { return py::make_tuple(wrapped(grad), wrapped(student)); });
-  return computed(chosen, stem, shape_of(student), by_index);
+  return computed(chosen, stem, [&] { return shape_of(student); }, by_index);
 }
 
 struct KLDivLogits : torch::autograd::Function<KLDivLogits> {

@@ -16,7 +16,7 @@ at::MemoryFormat memory_format(const Tensor& t) {
 }
 
 Tensor with_strides_of(const Tensor& grad, const OptionalTensor& parameter) {
-  if (!parameter || !parameter->defined()) return grad;
+  if (!parameter || !parameter->defined() || grad.strides() == parameter->strides()) return grad;
   Tensor like = at::empty_like(*parameter);
   return like.strides() == grad.strides() ? grad : like.copy_(grad);
 }

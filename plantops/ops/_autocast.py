@@ -48,7 +48,9 @@ class _Off:
 
 def disabled(device_type: str) -> AbstractContextManager[None]:
     """A context in which autocast leaves our own ATen calls alone."""
-    return torch.autocast(device_type, enabled=False) if torch.compiler.is_compiling() else _Off(device_type)
+    if torch.compiler.is_compiling() or torch._C._is_torch_function_mode_enabled():
+        return torch.autocast(device_type, enabled=False)  # which those who trace know about
+    return _Off(device_type)
 
 
 def cast(tensor: MaybeTensor, device_type: str) -> MaybeTensor:

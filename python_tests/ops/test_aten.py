@@ -69,3 +69,22 @@ def test_linear_layers_of_every_shape(shape, lead, dtype: torch.dtype):
             lambda: planted(shape, weight, bias, trained, activation, "aten", input_grad=input_grad),  # noqa: B023
             trained,
         )
+
+
+def test_what_a_backward_needs_is_asked_for_by_name():
+    linear, conv = (
+        torch.ops.plantops.planted_linear_backward.default,
+        torch.ops.plantops.planted_conv2d_backward.default,
+    )
+    grad, weight, rows, one = torch.zeros(1, 3), torch.zeros(2, 4), torch.zeros(1, 4), [1, 1]
+    images, kernels = torch.zeros(1, 2, 3, 3), torch.zeros(2, 4, 1, 1)
+    out, into = [False, True, False, False, False], [False, False, True, False, False]
+    with pytest.raises(ValueError, match="weight_out: its gradient is asked for"):
+        linear(grad, None, weight, None, None, None, 4, "none", "full", out, "aten")
+    with pytest.raises(ValueError, match="weight_in: its gradient is asked for"):
+        linear(grad, None, weight, None, None, None, 4, "none", "full", into, "aten")
+    with pytest.raises(ValueError, match="input: needed for the weight gradients"):
+        linear(grad, None, weight, rows, None, None, 4, "none", "full", out, "aten")
+    rest = (None, None, [3, 3], [3, 3], one, [0, 0], one, 1, 4, 0, "none", 1, "full")
+    with pytest.raises(ValueError, match="weight_out: its gradient is asked for"):
+        conv(images, None, kernels, None, None, *rest, out, "aten")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import random
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -15,6 +16,7 @@ from test_planted_linear import SHAPES, planted
 from test_planted_linear import problem as linear_problem
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from plantops import functional
 from plantops._extension import STATUS
@@ -245,9 +247,63 @@ def test_what_is_not_ordinary_goes_through_python(call: Callable[[], Any], taken
     assert taken == [False]
 
 
-def within(context: Callable[[], Any], call: Callable[[], Any]) -> None:
+def within(context: Callable[[], Any], call: Callable[[], Any]) -> Any:
     with context():
-        call()
+        return call()
+
+
+class Watched(TorchDispatchMode):
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda x: torch.complex(x, x).conj().imag,  # a negative bit
+        lambda x: within(torch.inference_mode, lambda: x.clone()),
+        lambda x: x.to_sparse(),
+        lambda x: x.to("meta"),
+    ],
+)
+def test_tensors_that_are_not_plain_go_through_python(make: Callable[[Tensor], Tensor], taken):
+    x = make(torch.randn(1, 3, 4, 4))
+    try:
+        ours = planted_conv2d(x, torch.ones(2, 3, 3, 3), impl="aten")
+    except (RuntimeError, NotImplementedError, ValueError, AttributeError) as error:
+        with pytest.raises(type(error)):
+            by(without_shortcuts, lambda: planted_conv2d(x, torch.ones(2, 3, 3, 3), impl="aten"))
+    else:
+        assert same(ours, by(without_shortcuts, lambda: planted_conv2d(x, torch.ones(2, 3, 3, 3), impl="aten")))
+    assert taken == [False]
+
+
+def test_a_dispatch_mode_sees_the_op(taken):
+    with Watched():
+        y = simple("aten")
+    assert taken == [False]
+    assert torch.equal(y, simple("aten"))
+
+
+def test_default_devices_are_ordinary(taken):
+    with torch.device("cpu"):
+        simple()
+    assert taken == [True]
+
+
+@pytest.mark.parametrize("impl", ["aten", "native"])
+def test_forward_mode_tangents_are_not_lost(impl: str, taken):
+    """Outside of training ATen carries them; a function of our own that trains has none to give."""
+    x, direction = torch.randn(4, 5), torch.randn(4, 5)
+    weight, rows = torch.randn(3, 5), torch.randn(2, 5, requires_grad=True)
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(x, direction)
+        if impl == "aten":
+            tangent = torch.autograd.forward_ad.unpack_dual(planted_linear(dual, weight)).tangent
+            assert torch.equal(tangent, direction @ weight.t())
+        with pytest.raises((NotImplementedError, RuntimeError), match="jvp"):
+            planted_linear(dual, weight, rows)
+    assert not any(taken)
 
 
 def test_transforms_go_through_python(taken):
@@ -411,6 +467,51 @@ def test_double_backward_raises(taken):
                 torch.autograd.grad(gradient.sum(), trained, allow_unused=True, retain_graph=True)
 
 
+def test_a_gradient_of_create_graph_may_be_changed_in_place():
+    student = torch.randn(4, 10, requires_grad=True)
+    plain = torch.autograd.grad(kl_div_logits(student, T, impl="native"), student)[0]
+    (gradient,) = torch.autograd.grad(kl_div_logits(student, T, impl="native"), student, create_graph=True)
+    assert torch.equal(gradient.mul_(0.5), plain * 0.5)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_activation_checkpoints(reentrant: bool):
+    problem = Problem.of(Case(activation="relu", max_pool=2), torch.float32)
+    trained = list(problem.trained.values())
+
+    def gradients(y: Tensor) -> list[Tensor | None]:
+        for tensor in trained:
+            tensor.grad = None
+        y.square().sum().backward()
+        return [tensor.grad for tensor in trained]
+
+    expected = gradients(problem.planted("auto"))
+    x = problem.trained["input"]
+    y = torch.utils.checkpoint.checkpoint(lambda _: problem.planted("auto"), x, use_reentrant=reentrant)
+    assert all(map(torch.equal, gradients(y), expected))
+
+
+@pytest.mark.parametrize("impl", ["auto", "aten"])
+def test_backward_inside_autocast(impl: str):
+    """The gradients are computed in the dtype of the forward, whatever is on when they are asked for."""
+    problem = Problem.of(Case(addend=True, activation="relu"), torch.float32)
+    trained = list(problem.trained.values())
+    y, upstream = problem.planted(impl), torch.randn(2, 7, 7, 6)
+    expected = torch.autograd.grad(y, trained, upstream, retain_graph=True)
+    with autocast():
+        ours = torch.autograd.grad(y, trained, upstream)
+    assert all(map(same, ours, expected))
+
+
+def test_an_error_in_a_hook_comes_through():
+    def pack(tensor: Tensor) -> Tensor:
+        raise KeyError("no room")
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t), pytest.raises(KeyError, match="no room"):
+        simple("native")
+    assert simple("native").requires_grad
+
+
 def test_a_graph_can_be_walked_twice_and_not_behind_its_back():
     problem = Problem.of(Case(activation="relu"), torch.float32)
     y, upstream = problem.planted("native"), torch.ones(())
@@ -558,3 +659,69 @@ def test_the_public_functions_use_them(taken):
     distillation_loss(S, T, torch.zeros(4).long(), alpha=0.5, temperature=1.0)
     assert functional._eager is _eager
     assert taken == [True] * 5
+
+
+def random_arguments(draw: random.Random) -> dict[str, Any]:
+    """A call of planted_conv2d, often right and often wrong in one or two places."""
+    inputs, planted_inputs, filters, planted_filters = (draw.choice((0, 1, 2, 3)) for _ in range(4))
+    kernel, size = draw.choice((1, 2, 3)), draw.choice((1, 3, 6))
+
+    def tensor(*shape: int) -> Tensor | None:
+        if draw.random() < 0.1:
+            return None
+        shape = tuple(n + (draw.random() < 0.01) for n in shape)
+        made = torch.randn(shape, dtype=torch.float64 if draw.random() < 0.01 else torch.float32)
+        return made.requires_grad_(draw.random() < 0.5)
+
+    def one_of(*good: Any, bad: Any) -> Any:
+        return bad if draw.random() < 0.03 else draw.choice(good)
+
+    rest = {
+        "stride": one_of(1, 1, 2, (1, 1), (2, 1), bad=0), "padding": one_of(0, 1, (1, 0), bad=-1),
+        "dilation": one_of(1, 1, 2, bad=0), "groups": one_of(1, bad=2),
+        "in_start": one_of(None, 0, min(1, inputs), bad=inputs + 1), "activation": one_of("none", "relu", bad="tanh"),
+        "max_pool": one_of(1, 1, 2, bad=0), "input_grad": one_of("full", "planted", "none", bad="some"),
+        "impl": one_of("native", "aten", "auto", bad="fast"),
+    }  # fmt: skip
+    for name in draw.sample(list(rest), draw.choice((3, 6, 8))):
+        del rest[name]  # the default
+    frozen = tensor(filters, inputs, kernel, kernel)
+    bias = tensor(filters)
+    return {
+        "input": tensor(2, inputs + planted_inputs, size, size + 1),
+        "weight": frozen if frozen is None or draw.random() < 0.02 else frozen.detach(),
+        "weight_out": tensor(planted_filters, inputs + planted_inputs, kernel, kernel),
+        "weight_in": tensor(filters, planted_inputs, kernel, kernel),
+        "bias": bias if bias is None or draw.random() < 0.02 else bias.detach(),
+        "bias_out": tensor(planted_filters),
+        **rest,
+    }
+
+
+def outcome(arguments: dict[str, Any]) -> tuple[Any, ...]:
+    """What a call gives: its result and gradients, or its error."""
+    try:
+        y = planted_conv2d(**arguments)
+    except Exception as error:
+        return type(error).__name__, str(error)
+    trained = [t for t in arguments.values() if isinstance(t, Tensor) and t.requires_grad]
+    if not y.requires_grad:
+        return (y,)
+    return (y, *torch.autograd.grad(y, trained, torch.ones_like(y), allow_unused=True))
+
+
+def test_any_call_is_the_same_both_ways(taken):
+    draw = random.Random(0)
+    torch.manual_seed(0)
+    errors = 0
+    for _ in range(1500):
+        arguments = random_arguments(draw)
+        ours, theirs = outcome(arguments), by(without_shortcuts, lambda: outcome(arguments))  # noqa: B023
+        assert len(ours) == len(theirs), arguments
+        if isinstance(ours[0], str):
+            assert ours == theirs, arguments
+            errors += 1
+        else:
+            assert all(map(same, ours, theirs)), arguments
+    assert 300 < errors < 1200
+    assert sum(taken) > 200
