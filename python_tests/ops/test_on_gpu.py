@@ -13,6 +13,7 @@ import pytest
 import torch
 from bounds import assert_as_good_as_torch, assert_close_in_norm
 from conv_cases import ALL, Case, Problem
+from paths import by, without_shortcuts, without_the_module
 from torch import Tensor
 
 import plantops
@@ -129,6 +130,14 @@ def captured(step: Step) -> tuple[torch.cuda.CUDAGraph, tuple[Tensor, ...]]:
     with torch.cuda.graph(graph):
         results = step.run()
     return graph, results
+
+
+@each_op
+def test_the_shortcut_and_the_way_through_python_are_one_op(op: str, impl: str):
+    step = step_of(op, impl)
+    ways = (without_shortcuts, without_the_module) if impl == "aten" else (without_shortcuts,)
+    for way in ways:
+        assert all(map(torch.equal, step.run(), by(way, step.run)))
 
 
 @each_op
