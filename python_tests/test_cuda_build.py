@@ -47,6 +47,20 @@ def test_what_is_registered_is_what_the_build_has():
         assert "PLANTOPS_BUILD=cuda" in _registry.why_not("kl_div_logits", "native", "cuda")
 
 
+@pytest.mark.skipif(not STATUS.loaded, reason="no compiled module")
+@pytest.mark.parametrize("impl", ["aten", "reference"])
+def test_every_build_has_atens_calls_for_a_gpu(impl: str):
+    """What is registered for CUDA, called with tensors on the CPU."""
+    key = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
+    x, weight, out, one = torch.randn(2, 3, 5, 5), torch.randn(4, 3, 3, 3), torch.randn(2, 3, 3, 3), [1, 1]
+    conv, linear = torch.ops.plantops.planted_conv2d.default, torch.ops.plantops.planted_linear.default
+    rest = (out, None, None, None, one, one, one, 1, 3, None, "relu", 2, True, impl)
+    for ours, theirs in zip(conv.redispatch(key, x, weight, *rest), conv(x, weight, *rest), strict=True):
+        assert torch.equal(ours, theirs)
+    rows = (x.flatten(1), torch.randn(4, 75), None, None, None, None, 75, None, "relu", impl)
+    assert torch.equal(linear.redispatch(key, *rows), linear(*rows))
+
+
 @pytest.mark.skipif(not HAS_CUDA, reason="the compiled module has no CUDA kernels: PLANTOPS_BUILD=cuda")
 def test_cuda_kernels_hand_other_implementations_to_python():
     key = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)

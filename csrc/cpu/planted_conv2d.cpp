@@ -213,7 +213,7 @@ std::tuple<Tensor, Tensor> planted_conv2d(
   if (aten::computes(impl, groups))
     return aten::forward(input, weight, weight_out, weight_in, bias, bias_out, stride, padding, dilation, in_start,
                          addend, activation, max_pool, save_indices);
-  if (impl != "native")
+  if (impl != "native" || !weight.is_cpu())
     return call_python<decltype(planted_conv2d)>(
         "planted_conv2d", input, weight, weight_out, weight_in, bias, bias_out, stride, padding, dilation, groups,
         in_start, addend, activation, max_pool, save_indices, impl);
@@ -416,7 +416,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> planted_conv2d_backward(
   if (aten::computes(impl, groups))
     return aten::backward(grad_output, input, weight, weight_out, weight_in, output, indices, input_size, conv_size,
                           stride, padding, dilation, in_start, activation, max_pool, input_grad, output_mask);
-  if (impl != "native")
+  if (impl != "native" || !weight.is_cpu())
     return call_python<decltype(planted_conv2d_backward)>(
         "planted_conv2d_backward", grad_output, input, weight, weight_out, weight_in, output, indices, input_size,
         conv_size, stride, padding, dilation, groups, in_start, planted_in, activation, max_pool, input_grad, output_mask,
@@ -438,5 +438,13 @@ TORCH_LIBRARY_IMPL(plantops, CPU, m) {
   m.impl("planted_conv2d", &planted_conv2d);
   m.impl("planted_conv2d_backward", &planted_conv2d_backward);
 }
+
+#if !defined(PLANTOPS_CUDA_VERSION)
+// A module without CUDA kernels has ATen's calls for a GPU too; the rest goes to Python.
+TORCH_LIBRARY_IMPL(plantops, CUDA, m) {
+  m.impl("planted_conv2d", &planted_conv2d);
+  m.impl("planted_conv2d_backward", &planted_conv2d_backward);
+}
+#endif
 
 }  // namespace plantops
