@@ -5,7 +5,7 @@
 #include <ATen/ops/cat.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/linear.h>
-#include <ATen/ops/matmul.h>
+#include <ATen/ops/mm.h>
 #include <ATen/ops/relu.h>
 #include <ATen/ops/sum.h>
 #include <ATen/ops/threshold_backward.h>
@@ -34,6 +34,7 @@ bool computes(string_view impl, const Tensor& t) { return impl == "aten" || (imp
 
 // [*, C] as a matrix [rows, C].
 Tensor matrix(const Tensor& x) {
+  if (x.dim() == 2) return x;
   int64_t rows = 1;
   for (int64_t d = 0; d + 1 < x.dim(); ++d) rows *= x.size(d);
   return x.reshape({rows, x.size(-1)});
@@ -50,9 +51,11 @@ Tensor as_own(const Tensor& t, at::IntArrayRef leading) {
 Tensor joined_weight(const Tensor& weight, const OptionalTensor& weight_out, const OptionalTensor& weight_in,
                      int64_t in_start) {
   Tensor joined = weight;
-  if (weight_in)
-    joined = at::cat(
-        {weight.narrow(1, 0, in_start), *weight_in, weight.narrow(1, in_start, weight.size(1) - in_start)}, 1);
+  if (weight_in) {
+    const int64_t behind = weight.size(1) - in_start;
+    joined = behind == 0 ? at::cat({weight, *weight_in}, 1)
+                         : at::cat({weight.narrow(1, 0, in_start), *weight_in, weight.narrow(1, in_start, behind)}, 1);
+  }
   return weight_out ? at::cat({joined, *weight_out}) : joined;
 }
 
@@ -61,14 +64,14 @@ Tensor multiply(const Tensor& a, const Tensor& b) {
   constexpr int64_t kFewest = 2, kMost = 15, kLarge = 1 << 16;
   const bool large = a.size(0) * a.size(1) * b.size(1) >= kLarge;
   const bool narrow = b.size(1) >= kFewest && b.size(1) <= kMost;
-  if (large && narrow && a.scalar_type() == at::kFloat && a.is_cpu()) return at::matmul(b.t(), a.t()).t();
-  return at::matmul(a, b);
+  if (large && narrow && a.scalar_type() == at::kFloat && a.is_cpu()) return at::mm(b.t(), a.t()).t();
+  return at::mm(a, b);
 }
 
 // The gradient to all input features, or to the planted ones with zeros elsewhere; [rows, F_in + P_in].
 Tensor input_gradient(const Tensor& grad, const Tensor& weight, const OptionalTensor& weight_out,
                       const OptionalTensor& weight_in, int64_t in_start, bool full) {
-  if (full) return at::matmul(grad, joined_weight(weight, weight_out, weight_in, in_start));
+  if (full) return at::mm(grad, joined_weight(weight, weight_out, weight_in, in_start));
   const int64_t planted = weight_in ? weight_in->size(1) : 0;
   Tensor result = at::zeros({grad.size(0), weight.size(1) + planted}, grad.options());
   if (!weight_in) return result;
@@ -111,7 +114,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> backward(
   TORCH_CHECK_VALUE(input || !(want_out || want_in), "input: needed for the weight gradients, not given");
   const int64_t trunk_out = weight.size(0), first = want_input || want_in || want_addend ? 0 : trunk_out;
   const at::IntArrayRef leading = grad_output.sizes().slice(0, grad_output.dim() - 1);
-  const auto last = [](const Tensor& t, int64_t count) { return t.narrow(1, t.size(1) - count, count); };
+  const auto last = [](const Tensor& t, int64_t count) {
+    return t.size(1) == count ? t : t.narrow(1, t.size(1) - count, count);
+  };
   Tensor grad = last(matrix(grad_output), grad_output.size(-1) - first);
   if (output) grad = at::threshold_backward(grad, last(matrix(*output), grad.size(1)), 0);
   const Tensor planted = last(grad, grad.size(1) - trunk_out + first);
