@@ -68,11 +68,9 @@ def define(
     """
     op = Op(stem, implementations, choose, key, native)
 
-    def measured(device: torch.device, *rest: Any) -> Any:
-        impl = "aten"
-        if key is not None:
-            impl = _tuned.choose(stem, _tuned.architecture(device.index), *key(*rest))
-        if impl != "aten" and live(stem, impl, device.type):
+    def measured(*rest: Any) -> Any:
+        impl = choice(stem, *rest)
+        if impl != "aten":
             try:
                 return overload(*rest, impl)
             except NotImplementedError:  # the row is a neighbour's: ATen computes every shape
@@ -82,9 +80,8 @@ def define(
     def kernel(*args: Any) -> Any:
         *rest, impl = args
         if impl == "auto":
-            device = _device(rest)
-            if device.type == "cuda":
-                return measured(device, *rest)
+            if _device_type(rest) == "cuda":
+                return measured(*rest)
             impl = choose(*rest)
             if impl == "native":
                 return overload(*rest, "native")
@@ -99,9 +96,8 @@ def define(
     def resolved(*args: Any) -> Any:
         if args[-1] != "auto" or torch.compiler.is_compiling():
             return overload(*args)
-        device = _device(args)
-        if device.type == "cuda":
-            return measured(device, *args[:-1])
+        if _device_type(args) == "cuda":
+            return measured(*args[:-1])
         return overload(*args) if choose is _aten else overload(*args[:-1], choose(*args[:-1]))
 
     for library in (_public, _private):
@@ -133,7 +129,7 @@ def key(stem: str, args: Sequence[Any]) -> _tuned.Key | None:
 
 
 def choice(stem: str, *args: Any) -> str:
-    """What `impl="auto"` stands for with these arguments, without `impl`: for the compiled module, which asks once."""
+    """What `impl="auto"` stands for with these arguments, without `impl`. The compiled module asks once a shape."""
     op, device = _ops[stem], _device(args)
     if device.type != "cuda":
         return op.choose(*args)
