@@ -1,15 +1,9 @@
 // planted_conv2d as Python calls it: arguments, checks and autograd without a detour through the interpreter.
-#include <c10/core/GradMode.h>
-#include <torch/csrc/Exceptions.h>
-#include <torch/csrc/autograd/python_variable.h>
 
-#include <algorithm>
 #include <tuple>
 
 #include "../tensors/planted_conv2d.h"
-#include "arguments.h"
-#include "autograd.h"
-#include "choice.h"
+#include "planted.h"
 
 namespace plantops::eager {
 namespace {
@@ -25,7 +19,7 @@ using ForwardSignature = std::tuple<Tensor, Tensor>(
     const Tensor&, const Tensor&, const OptionalTensor&, const OptionalTensor&, const OptionalTensor&,
     const OptionalTensor&, at::IntArrayRef, at::IntArrayRef, at::IntArrayRef, int64_t, int64_t, const OptionalTensor&,
     string_view, int64_t, bool, string_view);
-using BackwardSignature = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>(
+using BackwardSignature = Gradients(
     const Tensor&, const OptionalTensor&, const Tensor&, const OptionalTensor&, const OptionalTensor&,
     const OptionalTensor&, const OptionalTensor&, at::IntArrayRef, at::IntArrayRef, at::IntArrayRef, at::IntArrayRef,
     at::IntArrayRef, int64_t, int64_t, int64_t, string_view, int64_t, string_view, std::array<bool, 5>, string_view);
@@ -58,12 +52,6 @@ struct Call {
       return conv_output_size(input.size(2 + i), weight.size(2 + i), stride[i], padding[i], dilation[i]);
     };
     return {axis(0), axis(1)};
-  }
-  // input, weight_out, weight_in, bias_out, addend: which get a gradient
-  std::array<bool, 5> needs() const {
-    const auto trained = [](const OptionalTensor& t) { return t && t->requires_grad(); };
-    return {input.requires_grad() && input_grad != "none", trained(weight_out), trained(weight_in), trained(bias_out),
-            trained(addend)};
   }
 };
 
@@ -127,9 +115,9 @@ struct Saved {
   Size2 input_size, conv_size, stride, padding, dilation;
   int64_t in_start, planted_in, max_pool, impl;
   bool relu, planted_input_grad;
-  std::array<bool, 5> needs;
+  Needs needs;
 
-  Saved(const Call& c, const std::array<bool, 5>& wanted)
+  Saved(const Call& c, const Needs& wanted)
       : input_size(c.input_size()), conv_size(c.conv_size()), stride(c.stride), padding(c.padding),
         dilation(c.dilation), in_start(c.start()), planted_in(c.planted_in()), max_pool(c.max_pool),
         impl(impl_index(c.impl)), relu(c.activation == "relu"), planted_input_grad(c.input_grad == "planted"),
@@ -147,10 +135,8 @@ struct Saved {
   }
 };
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> call_backward(
-    const Saved& s, const Tensor& grad, const variable_list& t, const std::array<bool, 5>& mask) {
+Gradients call_backward(const Saved& s, const Tensor& grad, const variable_list& t, const Needs& mask) {
   static const Op<BackwardSignature> op("plantops::planted_conv2d_backward");
-  const auto given = [](const Tensor& tensor) { return tensor.defined() ? OptionalTensor(tensor) : std::nullopt; };
   const OptionalTensor input = given(t[0]), weight_out = given(t[2]), weight_in = given(t[3]), output = given(t[4]),
                        indices = given(t[5]);
   const Tensor& weight = t[1];
@@ -178,7 +164,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> call_backward(
 struct PlantedConv2d : torch::autograd::Function<PlantedConv2d> {
   static Tensor forward(AutogradContext* context, const Tensor& input, const OptionalTensor& weight_out,
                         const OptionalTensor& weight_in, const OptionalTensor& /*bias_out*/,
-                        const OptionalTensor& /*addend*/, const Call& c, const std::array<bool, 5>& needs,
+                        const OptionalTensor& /*addend*/, const Call& c, const Needs& needs,
                         int64_t impl) {
     auto [output, indices] = call_op(c, c.max_pool > 1, impl);
     const auto [need_input, need_out, need_in, need_bias, need_addend] = needs;
@@ -198,45 +184,17 @@ struct PlantedConv2d : torch::autograd::Function<PlantedConv2d> {
   static variable_list backward(AutogradContext* context, const variable_list& gradients) {
     const Saved s(context->saved_data["integers"].toIntVector());
     const variable_list saved = context->get_saved_variables();
-    const Tensor& grad = gradients[0];
-    // Without activation and pooling the addend's gradient is the one that came in.
-    const bool passes = s.needs[4] && !s.relu && s.max_pool == 1;
-    std::array<bool, 5> mask = s.needs;
-    if (passes) mask[4] = false;
-    variable_list results(8);  // an entry for each argument of forward
-    if (std::find(mask.begin(), mask.end(), true) != mask.end()) {
-      auto [input, out, in, bias, addend] = call_backward(s, grad, saved, mask);
-      const std::array<Tensor*, 5> all{&input, &out, &in, &bias, &addend};
-      for (int i = 0; i < 5; ++i)
-        if (mask[i]) results[i] = std::move(*all[i]);
-    }
-    if (passes) results[4] = grad;
-    refuse_double_backward(kForward, results, saved);
-    return results;
+    const bool passes = !s.relu && s.max_pool == 1;  // the gradient, unchanged, to the addend
+    return planted_gradients(kForward, s.needs, passes, gradients[0], saved,
+                             [&](const Needs& mask) { return call_backward(s, gradients[0], saved, mask); });
   }
 };
 
 }  // namespace
 
 PyObject* planted_conv2d(PyObject*, PyObject* const* values, Py_ssize_t count) {
-  HANDLE_TH_ERRORS
-  Arguments arguments(values, count, Autocast::must_be_off);
-  if (!arguments.ordinary()) Py_RETURN_NONE;
-  const Call call(arguments);
-  if (!arguments.ordinary() || !call.valid()) Py_RETURN_NONE;
-  const int64_t impl = resolve(call);
-  if (impl < 0) Py_RETURN_NONE;
-  const auto needs = call.needs();
-  const bool trains = c10::GradMode::is_enabled() && std::find(needs.begin(), needs.end(), true) != needs.end();
-  const auto compute = [&](int64_t chosen) {
-    const py::gil_scoped_release others_run;
-    return trains ? PlantedConv2d::apply(call.input, call.weight_out, call.weight_in, call.bias_out, call.addend, call,
-                                         needs, chosen)
-                  : std::get<0>(call_op(call, false, chosen));
-  };
-  if (call.impl != kImpls[kAuto]) return THPVariable_Wrap(compute(impl));
-  return THPVariable_Wrap(computed(impl, kForward, [&] { return shape_of(call); }, compute));
-  END_HANDLE_TH_ERRORS
+  return planted_call<PlantedConv2d, Call>(
+      kForward, values, count, [](const Call& c, int64_t impl) { return std::get<0>(call_op(c, false, impl)); });
 }
 
 }  // namespace plantops::eager

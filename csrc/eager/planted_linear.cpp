@@ -1,16 +1,10 @@
 // planted_linear as Python calls it: arguments, checks and autograd without a detour through the interpreter.
-#include <c10/core/GradMode.h>
 #include <c10/util/accumulate.h>
-#include <torch/csrc/Exceptions.h>
-#include <torch/csrc/autograd/python_variable.h>
 
-#include <algorithm>
 #include <string>
 #include <tuple>
 
-#include "arguments.h"
-#include "autograd.h"
-#include "choice.h"
+#include "planted.h"
 
 namespace plantops::eager {
 namespace {
@@ -24,7 +18,7 @@ constexpr char kForward[] = "planted_linear", kBackward[] = "planted_linear_back
 using ForwardSignature = Tensor(
     const Tensor&, const Tensor&, const OptionalTensor&, const OptionalTensor&, const OptionalTensor&,
     const OptionalTensor&, int64_t, const OptionalTensor&, string_view, string_view);
-using BackwardSignature = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>(
+using BackwardSignature = Gradients(
     const Tensor&, const OptionalTensor&, const Tensor&, const OptionalTensor&, const OptionalTensor&,
     const OptionalTensor&, int64_t, string_view, string_view, std::array<bool, 5>, string_view);
 
@@ -44,12 +38,6 @@ struct Call {
   int64_t planted_in() const { return weight_in ? weight_in->size(-1) : 0; }
   int64_t planted_out() const { return weight_out ? weight_out->size(0) : 0; }
   int64_t start() const { return in_start.value_or(weight.size(1)); }
-  // input, weight_out, weight_in, bias_out, addend: which get a gradient
-  std::array<bool, 5> needs() const {
-    const auto trained = [](const OptionalTensor& t) { return t && t->requires_grad(); };
-    return {input.requires_grad() && input_grad != "none", trained(weight_out), trained(weight_in), trained(bias_out),
-            trained(addend)};
-  }
 };
 
 bool Call::valid() const {
@@ -96,7 +84,7 @@ Tensor call_op(const Call& c, int64_t impl) {
 struct PlantedLinear : torch::autograd::Function<PlantedLinear> {
   static Tensor forward(AutogradContext* context, const Tensor& input, const OptionalTensor& weight_out,
                         const OptionalTensor& weight_in, const OptionalTensor& /*bias_out*/,
-                        const OptionalTensor& /*addend*/, const Call& c, const std::array<bool, 5>& needs,
+                        const OptionalTensor& /*addend*/, const Call& c, const Needs& needs,
                         int64_t impl) {
     const Tensor output = call_op(c, impl);
     const auto [need_input, need_out, need_in, need_bias, need_addend] = needs;
@@ -118,28 +106,18 @@ struct PlantedLinear : torch::autograd::Function<PlantedLinear> {
   static variable_list backward(AutogradContext* context, const variable_list& gradients) {
     const auto v = context->saved_data["integers"].toIntVector();
     const variable_list saved = context->get_saved_variables();
-    const Tensor& grad = gradients[0];
-    // Without activation the addend's gradient is the one that came in.
-    const bool relu = v[1], planted = v[2], passes = v[8] && !relu;
-    const std::array<bool, 5> mask{bool(v[4]), bool(v[5]), bool(v[6]), bool(v[7]), v[8] && !passes};
-    variable_list results(8);  // an entry for each argument of forward
-    if (std::find(mask.begin(), mask.end(), true) != mask.end()) {
-      auto [input, out, in, bias, addend] = computed_gradients(grad, saved, v[0], relu, planted, v[3], mask);
-      const std::array<Tensor*, 5> all{&input, &out, &in, &bias, &addend};
-      for (int i = 0; i < 5; ++i)
-        if (mask[i]) results[i] = std::move(*all[i]);
-    }
-    if (passes) results[4] = grad;
-    refuse_double_backward(kForward, results, saved);
-    return results;
+    const bool relu = v[1], planted = v[2];
+    const Needs needs{bool(v[4]), bool(v[5]), bool(v[6]), bool(v[7]), bool(v[8])};
+    return planted_gradients(kForward, needs, !relu, gradients[0], saved, [&](const Needs& mask) {
+      return computed_gradients(gradients[0], saved, v[0], relu, planted, v[3], mask);
+    });
   }
 
  private:
-  static std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> computed_gradients(
+  static Gradients computed_gradients(
       const Tensor& grad, const variable_list& t, int64_t in_start, bool relu, bool planted, int64_t asked,
-      const std::array<bool, 5>& mask) {
+      const Needs& mask) {
     static const Op<BackwardSignature> op("plantops::planted_linear_backward");
-    const auto given = [](const Tensor& tensor) { return tensor.defined() ? OptionalTensor(tensor) : std::nullopt; };
     const OptionalTensor input = given(t[0]), weight_out = given(t[2]), weight_in = given(t[3]), output = given(t[4]);
     const string_view activation = relu ? "relu" : "none", input_grad = planted ? "planted" : "full";
     const auto call = [&](int64_t impl) {
@@ -164,24 +142,7 @@ struct PlantedLinear : torch::autograd::Function<PlantedLinear> {
 }  // namespace
 
 PyObject* planted_linear(PyObject*, PyObject* const* values, Py_ssize_t count) {
-  HANDLE_TH_ERRORS
-  Arguments arguments(values, count, Autocast::must_be_off);
-  if (!arguments.ordinary()) Py_RETURN_NONE;
-  const Call call(arguments);
-  if (!arguments.ordinary() || !call.valid()) Py_RETURN_NONE;
-  const int64_t impl = resolve(call);
-  if (impl < 0) Py_RETURN_NONE;
-  const auto needs = call.needs();
-  const bool trains = c10::GradMode::is_enabled() && std::find(needs.begin(), needs.end(), true) != needs.end();
-  const auto compute = [&](int64_t chosen) {
-    const py::gil_scoped_release others_run;
-    return trains ? PlantedLinear::apply(call.input, call.weight_out, call.weight_in, call.bias_out, call.addend, call,
-                                         needs, chosen)
-                  : call_op(call, chosen);
-  };
-  if (call.impl != kImpls[kAuto]) return THPVariable_Wrap(compute(impl));
-  return THPVariable_Wrap(computed(impl, kForward, [&] { return shape_of(call); }, compute));
-  END_HANDLE_TH_ERRORS
+  return planted_call<PlantedLinear, Call>(kForward, values, count, call_op);
 }
 
 }  // namespace plantops::eager

@@ -95,6 +95,15 @@ def assert_same_way(
     assert any(gradient is not None for gradient in ours) or not every
 
 
+def assert_same_error(call: Callable[[], Any], error: type[Exception] | tuple[type[Exception], ...]) -> None:
+    def message() -> str:
+        with pytest.raises(error) as raised:
+            call()
+        return str(raised.value)
+
+    assert message() == by(without_shortcuts, message) != ""
+
+
 @pytest.mark.parametrize("case", ORDINARY, ids=str)
 def test_convolutions_of_every_shape(case: Case, taken):
     for impl, dtype in (("native", torch.float32), ("native", torch.float64), ("aten", torch.bfloat16)):
@@ -370,12 +379,7 @@ GOOD: dict[str, Any] = {
     ids=lambda value: "+".join(value) if isinstance(value, dict) else "",
 )
 def test_errors_are_those_of_the_way_through_python(wrong: dict[str, Any], error: type[Exception]):
-    def message() -> str:
-        with pytest.raises(error) as raised:
-            planted_conv2d(**{**GOOD, **wrong})
-        return str(raised.value)
-
-    assert message() == by(without_shortcuts, message) != ""
+    assert_same_error(lambda: planted_conv2d(**{**GOOD, **wrong}), error)
 
 
 @pytest.mark.parametrize(
@@ -401,12 +405,7 @@ def test_errors_are_those_of_the_way_through_python(wrong: dict[str, Any], error
     ],
 )
 def test_errors_of_losses_are_those_of_the_way_through_python(call: Callable[[], Any]):
-    def message() -> str:
-        with pytest.raises((ValueError, TypeError)) as raised:
-            call()
-        return str(raised.value)
-
-    assert message() == by(without_shortcuts, message) != ""
+    assert_same_error(call, (ValueError, TypeError))
 
 
 ROWS, COLUMNS = torch.zeros(4, 3), torch.zeros(2, 5)
@@ -441,12 +440,7 @@ LINEAR: dict[str, Any] = {
     ids=lambda value: "+".join(value) if isinstance(value, dict) else "",
 )
 def test_errors_of_linear_layers_are_those_of_the_way_through_python(wrong: dict[str, Any], error: type[Exception]):
-    def message() -> str:
-        with pytest.raises(error) as raised:
-            planted_linear(**{**LINEAR, **wrong})
-        return str(raised.value)
-
-    assert message() == by(without_shortcuts, message) != ""
+    assert_same_error(lambda: planted_linear(**{**LINEAR, **wrong}), error)
 
 
 def test_double_backward_raises(taken):
