@@ -3,6 +3,7 @@
 __version__ = "0.1.0"
 
 from plantops import functional, models, nn
+from plantops.errors import PlantopsError
 from plantops.graph import Group, Plan, Site
 from plantops.planting import Planter, PlanterConfig, PlanterResult, carry_state, load, merge, plant, save, trace
 from plantops.pruning import PruneResult, prune
@@ -13,6 +14,7 @@ __all__ = [
     "Planter",
     "PlanterConfig",
     "PlanterResult",
+    "PlantopsError",
     "PruneResult",
     "Site",
     "carry_state",

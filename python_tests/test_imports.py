@@ -15,6 +15,7 @@ import plantops
 PACKAGE = Path(plantops.__file__).parent
 FLOORS = {
     "_extension": 0,
+    "errors": 0,
     "models": 0,
     "ops": 1,
     "functional": 2,

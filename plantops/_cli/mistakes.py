@@ -8,11 +8,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from plantops.errors import PlantopsError
+
 MISTAKE, INTERRUPTED = 2, 130
 TRACEBACK = "PLANTOPS_TRACEBACK"
 
 
-class Mistake(Exception):
+class Mistake(PlantopsError):
     """Something the caller can put right. The text says what to do."""
 
 
@@ -59,10 +61,7 @@ def explanation(error: Exception) -> str | None:
     """The message for an error that is not the program's own; None for one that is."""
     import torch
 
-    from plantops.train.data import DataError
-    from plantops.train.files import RunError
-
-    if isinstance(error, (Mistake, DataError, RunError)):
+    if isinstance(error, PlantopsError):
         return str(error)
     if isinstance(error, torch.OutOfMemoryError):
         return "the device has not enough memory: use a smaller --batch-size, or --device cpu."

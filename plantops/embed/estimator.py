@@ -19,6 +19,7 @@ from torch import Tensor
 
 from plantops.embed import similarities as _similarities
 from plantops.embed.optimiser import Objective, Schedule, minimise
+from plantops.errors import ArgumentError, ArgumentTypeError
 from plantops.ops import _checks
 from plantops.ops import qsne_kl as _qsne
 from plantops.ops._registry import check_impl
@@ -198,7 +199,7 @@ class QSNE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         else:
             start = np.asarray(self.init)
             if start.shape != shape or not np.isfinite(start).all():
-                raise ValueError(f"init: expected finite values of shape {shape}, got shape {start.shape}")
+                raise ArgumentError(f"init: expected finite values of shape {shape}, got shape {start.shape}")
         return np.ascontiguousarray(start, dtype=np.float32)
 
     def _step_length(self, points: int) -> float:
@@ -227,9 +228,9 @@ class QSNE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         X = np.require(X, requirements=["C", "W"])  # as torch wants arrays that it shares
         if self.metric == "precomputed":
             if X.shape[0] != X.shape[1]:
-                raise ValueError(f"X: expected a square matrix of distances, got shape {X.shape}")
+                raise ArgumentError(f"X: expected a square matrix of distances, got shape {X.shape}")
             if (X < 0).any():
-                raise ValueError(f"X: expected distances >= 0, got {X.min()}")
+                raise ArgumentError(f"X: expected distances >= 0, got {X.min()}")
         return X
 
     def _check_parameters(self) -> None:
@@ -242,22 +243,24 @@ class QSNE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         ):
             value = getattr(self, name)
             if not isinstance(value, kind):
-                raise TypeError(f"{name}: expected {'an integer' if kind is Integral else 'a number'}, got {value!r}")
+                raise ArgumentTypeError(
+                    f"{name}: expected {'an integer' if kind is Integral else 'a number'}, got {value!r}"
+                )
             if not least <= float(value) < float("inf"):
-                raise ValueError(f"{name}: expected at least {least}, got {value}")
+                raise ArgumentError(f"{name}: expected at least {least}, got {value}")
         if self.n_components > _qsne.MOST_DIMENSIONS:
-            raise ValueError(f"n_components: expected 1 to {_qsne.MOST_DIMENSIONS}, got {self.n_components}")
+            raise ArgumentError(f"n_components: expected 1 to {_qsne.MOST_DIMENSIONS}, got {self.n_components}")
         _qsne.check_q(self.q)
         _checks.check_positive("early_exaggeration", self.early_exaggeration)
         if self.learning_rate != "auto":
             if not isinstance(self.learning_rate, Real):
-                raise TypeError(f"learning_rate: expected a number or 'auto', got {self.learning_rate!r}")
+                raise ArgumentTypeError(f"learning_rate: expected a number or 'auto', got {self.learning_rate!r}")
             _checks.check_positive("learning_rate", float(self.learning_rate))
         _checks.check_choice("method", self.method, ("auto", "dense", "neighbors"))
         if isinstance(self.init, str):
             _checks.check_choice("init", self.init, ("random", "pca"))
             if self.init == "pca" and self.metric == "precomputed":
-                raise ValueError("init: expected 'random' or an array with metric='precomputed', got 'pca'")
+                raise ArgumentError("init: expected 'random' or an array with metric='precomputed', got 'pca'")
         check_impl(self.impl)
 
     @property

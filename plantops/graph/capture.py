@@ -15,6 +15,7 @@ import torch
 from torch import fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from plantops.errors import ArgumentError
 from plantops.graph import rules
 from plantops.graph.concrete import trace_sizes
 from plantops.graph.exported import Call, trace_exported
@@ -58,7 +59,7 @@ def capture(model: nn.Module, inputs: Sequence[Any], keywords: Mapping[str, Any]
     """
     tensors = tensors_in([*inputs, *(keywords or {}).values()])
     if not tensors or tensors[0].dim() == 0 or tensors[0].shape[0] == 0:
-        raise ValueError("example_inputs must begin with a tensor that holds at least one sample")
+        raise ArgumentError("example_inputs must begin with a tensor that holds at least one sample")
     bound = bind(model, tuple(inputs), keywords or {})
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     copied = _fake_copy(model, mode)
@@ -275,7 +276,7 @@ def _propagate(model: nn.Module, graph: fx.Graph, given: dict[str, Any]) -> None
             Shapes(model, graph=graph).run(enable_io_processing=False)
     except Exception as error:
         reason = _first_line(error.__cause__ or error)
-        raise ValueError(f"example_inputs: the model's forward does not accept them ({reason})") from error
+        raise ArgumentError(f"example_inputs: the model's forward does not accept them ({reason})") from error
 
 
 def _first_line(error: BaseException) -> str:

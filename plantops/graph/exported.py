@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
+from plantops.errors import ArgumentError
 from plantops.graph import rules
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
@@ -140,7 +141,7 @@ def _shape(new: fx.Node, old: fx.Node) -> None:
     value = old.meta.get("val")
     if isinstance(value, torch.Tensor):
         if not all(isinstance(size, int) for size in value.shape):
-            raise ValueError(f"the shape of {old.name} depends on values")
+            raise ArgumentError(f"the shape of {old.name} depends on values")
         new.meta["shape"] = tuple(value.shape)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from torch import fx, nn
 from torch.nn.modules.conv import _ConvNd
 
+from plantops.errors import ArgumentError
 from plantops.graph import rules
 from plantops.graph.capture import shapes
 from plantops.graph.cost import Use, cost, features
@@ -51,13 +52,13 @@ def with_groups(
     names = {name for group in groups for name in (*group.producers, *(_named(r)[0] for r in _readers(group)))}
     for name in names:
         if name not in layers.modules:
-            raise ValueError(f"groups: the model has no layer {name!r}")
+            raise ArgumentError(f"groups: the model has no layer {name!r}")
     seen = shapes(model, inputs, keywords, names)
     samples = tensors_in([*inputs, *keywords.values()])[0].shape[0]
     made = [_site(group, layers, seen, samples) for group in groups]
     taken = [name for site in made for name in site.producers]
     if len(set(taken)) < len(taken):
-        raise ValueError(f"groups: a layer is a producer of two groups ({', '.join(taken)})")
+        raise ArgumentError(f"groups: a layer is a producer of two groups ({', '.join(taken)})")
     kept = [site for site in plan.values() if not set(site.producers) & set(taken)]
     order = {name: at for at, name in enumerate(layers.modules)}
     sites = sorted([*kept, *made], key=lambda site: order[site.name]) if made else kept
@@ -84,17 +85,21 @@ def _named(reader: Reader) -> tuple[str, int, int | None]:
 
 def _site(group: Group, layers: Layers, seen: Mapping[str, Any], samples: int) -> Site:
     if isinstance(group.producers, str) or not group.producers or not group.consumers:
-        raise ValueError(f"groups: producers and consumers must each be a sequence of layer names, got {group}")
+        raise ArgumentError(f"groups: producers and consumers must each be a sequence of layer names, got {group}")
     modules = layers.modules
     for name in (*group.producers, *(_named(reader)[0] for reader in group.consumers)):
         problem = layers.weight_problem(name)
         if not isinstance(modules[name], (_ConvNd, nn.Linear)) or problem is not None:
-            raise ValueError(f"groups: {problem or f'{name} is a {type(modules[name]).__name__}, no layer that grows'}")
+            raise ArgumentError(
+                f"groups: {problem or f'{name} is a {type(modules[name]).__name__}, no layer that grows'}"
+            )
         if getattr(modules[name], "groups", 1) > 1:
-            raise ValueError(f"groups: {name} is a grouped convolution: name it in channelwise")
+            raise ArgumentError(f"groups: {name} is a grouped convolution: name it in channelwise")
     width = {widths(modules[name])[1] for name in group.producers}
     if len(width) > 1:
-        raise ValueError(f"groups: producers must be equally wide, got {', '.join(group.producers)} of {sorted(width)}")
+        raise ArgumentError(
+            f"groups: producers must be equally wide, got {', '.join(group.producers)} of {sorted(width)}"
+        )
     (channels,) = width
     consumers = []
     for reader in group.consumers:
@@ -133,7 +138,7 @@ def _place(reader: Reader, channels: int, total: int) -> tuple[int, int, int]:
         whole, rest = divmod(total, channels)
         each = whole if start == 0 and rest == 0 else 1
     if start < 0 or each < 1 or start + channels * each > total:
-        raise ValueError(
+        raise ArgumentError(
             f"groups: {name} has {total} input features, too few for {channels} channels of {each} from {start} on"
         )
     return start, each, total
@@ -148,4 +153,4 @@ def _inner(name: str, module: nn.Module) -> tuple[str, int, int]:
         return "norm", features(module), block
     if isinstance(module, nn.PReLU) and module.num_parameters > 1:
         return "activation", module.num_parameters, 1
-    raise ValueError(f"groups: {name} is a {type(module).__name__}, which has no tensors for every channel")
+    raise ArgumentError(f"groups: {name} is a {type(module).__name__}, which has no tensors for every channel")

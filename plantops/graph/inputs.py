@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from plantops.errors import ArgumentError
+
 
 def arguments(example_inputs: Any, keywords: Mapping[str, Any] | None = None) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Positional and keyword arguments of a call: a tuple or list is the former, a mapping the latter, anything else
@@ -30,7 +32,7 @@ def bind(model: nn.Module, positional: tuple[Any, ...], keywords: Mapping[str, A
     try:
         bound = inspect.signature(model.forward).bind(*positional, **keywords)
     except TypeError as error:
-        raise ValueError(f"example_inputs: the model's forward does not accept them ({error})") from error
+        raise ArgumentError(f"example_inputs: the model's forward does not accept them ({error})") from error
     bound.apply_defaults()
     return dict(bound.arguments)
 

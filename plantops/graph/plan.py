@@ -9,6 +9,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from plantops.errors import ArgumentError, ArgumentKeyError
+
 _FORMAT = "plantops.plan.v1"
 _SHOWN = 4
 
@@ -179,8 +181,8 @@ class Plan(Mapping[str, Site]):
         if name in self._names:
             return self._sites[self._names[name]]
         if name in self.refusals:
-            raise KeyError(f"{name} cannot grow: {self.refusals[name]}")
-        raise KeyError(f"no site {name!r}; the sites are {', '.join(self._sites) or 'none'}")
+            raise ArgumentKeyError(f"{name} cannot grow: {self.refusals[name]}")
+        raise ArgumentKeyError(f"no site {name!r}; the sites are {', '.join(self._sites) or 'none'}")
 
     def __contains__(self, name: object) -> bool:
         return name in self._names
@@ -223,10 +225,10 @@ class Plan(Mapping[str, Site]):
         try:
             content = json.loads(text)
             if content["format"] != _FORMAT:
-                raise ValueError(f"format {content['format']!r}")
+                raise ArgumentError(f"format {content['format']!r}")
             return cls([_site(fields) for fields in content["sites"]], content["refusals"])
         except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"text is not a plan written by Plan.to_json ({_FORMAT}): {error}") from error
+            raise ArgumentError(f"text is not a plan written by Plan.to_json ({_FORMAT}): {error}") from error
 
 
 def _site(fields: dict[str, Any]) -> Site:

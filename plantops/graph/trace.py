@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
+from plantops.errors import ArgumentError, ArgumentTypeError
 from plantops.graph import rules
 from plantops.graph.capture import Capture, Untraceable, capture
 from plantops.graph.cost import Use, at_zero, cost, features
@@ -88,22 +89,22 @@ def trace(
 def check_plain(model: nn.Module) -> None:
     """Raise unless ``model`` is a module that can be looked into and changed."""
     if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+        raise ArgumentTypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     for name, module in model.named_modules():
         kind = type(module).__name__
         where = f"model.{name}" if name else "model"
         if isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-            raise ValueError(f"{where} is wrapped in {kind}: use {where}.module, and wrap the planted model again")
+            raise ArgumentError(f"{where} is wrapped in {kind}: use {where}.module, and wrap the planted model again")
         if kind == "OptimizedModule" and hasattr(module, "_orig_mod"):
-            raise ValueError(f"{where} is compiled: use {where}._orig_mod, and compile the planted model again")
+            raise ArgumentError(f"{where} is compiled: use {where}._orig_mod, and compile the planted model again")
         if kind.startswith("FullyShardedDataParallel"):
-            raise ValueError(f"{where} is wrapped in {kind}: plant the module before it is sharded")
+            raise ArgumentError(f"{where} is wrapped in {kind}: plant the module before it is sharded")
         if any(base.__name__ == "FSDPModule" for base in type(module).__mro__):
-            raise ValueError(f"{where} is sharded by fully_shard: plant the module before it is sharded")
+            raise ArgumentError(f"{where} is sharded by fully_shard: plant the module before it is sharded")
         if isinstance(module, torch.jit.ScriptModule):
-            raise ValueError(f"{where} is a TorchScript module: use the Python module that it was made from")
+            raise ArgumentError(f"{where} is a TorchScript module: use the Python module that it was made from")
         if hasattr(module, "planted_out") or hasattr(module, "weight_out"):
-            raise ValueError(f"{where} is a planted layer ({kind}): call plantops.merge(model) first")
+            raise ArgumentError(f"{where} is a planted layer ({kind}): call plantops.merge(model) first")
 
 
 def _check_forward(graph: fx.Graph) -> None:

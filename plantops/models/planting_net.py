@@ -10,6 +10,8 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from plantops.errors import ArgumentError
+
 _DATA_SETS = {"cifar10": (10, 32), "cifar100": (100, 32), "stl10": (10, 96)}
 
 
@@ -57,7 +59,7 @@ class PlantingNet(nn.Module):
         sizes = {"num_classes": num_classes, "in_channels": in_channels, "image_size": image_size, "fc_width": fc_width}
         for name, value in sizes.items():
             if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
+                raise ArgumentError(f"{name} must be at least 1, got {value}")
         self.pool_after = _checked_pools(pool_after, image_size)
         self.batch_norm = batch_norm
 
@@ -100,7 +102,7 @@ def planting_net(
     ``width`` may also be the five widths. Raises ``ValueError`` for another name or a width below 1.
     """
     if name not in _DATA_SETS:
-        raise ValueError(f"name must be one of {', '.join(_DATA_SETS)}, got {name!r}")
+        raise ArgumentError(f"name must be one of {', '.join(_DATA_SETS)}, got {name!r}")
     classes, size = _DATA_SETS[name]
     widths = [width] * 5 if isinstance(width, int) else width
     return PlantingNet(widths, classes, image_size=size, batch_norm=batch_norm, generator=generator)
@@ -108,7 +110,7 @@ def planting_net(
 
 def _checked_widths(widths: Sequence[int]) -> tuple[int, ...]:
     if len(widths) != 5 or any(width < 1 for width in widths):
-        raise ValueError(f"widths must be five numbers of channels, each at least 1, got {list(widths)}")
+        raise ArgumentError(f"widths must be five numbers of channels, each at least 1, got {list(widths)}")
     return tuple(widths)
 
 
@@ -117,9 +119,11 @@ def _checked_pools(pool_after: Sequence[int] | None, image_size: int) -> tuple[i
         pool_after = (1, 2, 5) if image_size < 96 else (1, 2, 3, 5)
     pools = tuple(sorted(set(pool_after)))
     if any(layer not in range(1, 6) for layer in pools):
-        raise ValueError(f"pool_after must name layers from 1 to 5, got {list(pool_after)}")
+        raise ArgumentError(f"pool_after must name layers from 1 to 5, got {list(pool_after)}")
     if image_size >> len(pools) < 1:
-        raise ValueError(f"image_size {image_size} is too small for {len(pools)} 2x2 pools: pass fewer in pool_after")
+        raise ArgumentError(
+            f"image_size {image_size} is too small for {len(pools)} 2x2 pools: pass fewer in pool_after"
+        )
     return pools
 
 

@@ -7,6 +7,8 @@ Huang, arXiv 1709.00513.
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from plantops.errors import ArgumentError
+
 
 class WideBlock(nn.Module):
     """Two 3x3 convolutions with batch norm and ReLU before each, added to the input.
@@ -53,10 +55,10 @@ class WideResNet(nn.Module):
     def __init__(self, depth: int, factor: int, num_classes: int, in_channels: int = 3) -> None:
         super().__init__()
         if depth < 10 or (depth - 4) % 6:
-            raise ValueError(f"depth must be 10, 16, 22, ... (6 n + 4), got {depth}")
+            raise ArgumentError(f"depth must be 10, 16, 22, ... (6 n + 4), got {depth}")
         for name, value in (("factor", factor), ("num_classes", num_classes), ("in_channels", in_channels)):
             if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
+                raise ArgumentError(f"{name} must be at least 1, got {value}")
         self.depth, self.factor = depth, factor
         self.stem = nn.Conv2d(in_channels, 16, 3, padding=1, bias=False)
         width = 16

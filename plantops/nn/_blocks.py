@@ -7,19 +7,21 @@ import math
 import torch
 from torch import Tensor, nn
 
+from plantops.errors import ArgumentError
+
 INITS = ("zero_in", "kaiming", "zero_out")
 
 
 def check_init(init: str) -> None:
     """ValueError unless a layer alone can start its blocks that way."""
     if init not in INITS:
-        raise ValueError(f"init: expected one of {', '.join(map(repr, INITS))}, got {init!r}")
+        raise ArgumentError(f"init: expected one of {', '.join(map(repr, INITS))}, got {init!r}")
 
 
 def check_count(name: str, value: int) -> None:
     """ValueError unless `value` counts something."""
     if not isinstance(value, int) or value < 0:
-        raise ValueError(f"{name}: expected an integer >= 0, got {value!r}")
+        raise ArgumentError(f"{name}: expected an integer >= 0, got {value!r}")
 
 
 def check_start(name: str, start: int | None, old: int) -> int:
@@ -27,7 +29,7 @@ def check_start(name: str, start: int | None, old: int) -> int:
     if start is None:
         return old
     if not isinstance(start, int) or not 0 <= start <= old:
-        raise ValueError(f"{name}: expected an integer in [0, {old}], got {start!r}")
+        raise ArgumentError(f"{name}: expected an integer in [0, {old}], got {start!r}")
     return start
 
 

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from plantops.errors import ArgumentError
+
 FAKE, REAL = 0, 1
 """Positions of the two last values of a discriminator's output: the logits came from a student, or from the teacher."""
 
@@ -42,9 +44,9 @@ class LogitDiscriminator(nn.Module):
     ) -> None:
         super().__init__()
         if num_classes < 1 or layers < 1:
-            raise ValueError(f"num_classes and layers must be at least 1, got {num_classes} and {layers}")
+            raise ArgumentError(f"num_classes and layers must be at least 1, got {num_classes} and {layers}")
         if not 0 <= dropout < 1:
-            raise ValueError(f"dropout must be from 0 to below 1, got {dropout}")
+            raise ArgumentError(f"dropout must be from 0 to below 1, got {dropout}")
         self.num_classes, self.dropout = num_classes, dropout
         self._generator = torch.Generator().manual_seed(0) if generator is None else generator
         device = self._generator.device

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
+from plantops.errors import ArgumentError, ArgumentTypeError
 from plantops.nn import _blocks
 
 _CONVOLUTIONS: dict[tuple[bool, int], Any] = {
@@ -57,7 +58,7 @@ class PlantedConv(nn.Module):
         """
         super().__init__()
         if not isinstance(conv, _ConvNd):
-            raise TypeError(f"conv: expected a convolution of torch.nn, got {type(conv).__name__}")
+            raise ArgumentTypeError(f"conv: expected a convolution of torch.nn, got {type(conv).__name__}")
         _blocks.check_init(init)
         _blocks.check_count("new_out", new_out)
         _blocks.check_count("new_in", new_in)
@@ -85,12 +86,14 @@ class PlantedConv(nn.Module):
         if self.groups == 1:
             return
         if self.planted_in % inputs or self.planted_in // inputs * outputs != self.planted_out:
-            raise ValueError(
+            raise ArgumentError(
                 f"new_out, new_in: expected k x {outputs} and k x {inputs}, k whole new groups, got {self.planted_out} "
                 f"and {self.planted_in}"
             )
         if self.in_start % inputs:
-            raise ValueError(f"in_start: expected a multiple of {inputs}, the inputs of a group, got {self.in_start}")
+            raise ArgumentError(
+                f"in_start: expected a multiple of {inputs}, the inputs of a group, got {self.in_start}"
+            )
 
     def _plant(self, init: str, generator: torch.Generator | None) -> None:
         columns = self.in_channels if self.groups == 1 else (self.in_channels - self.planted_in) // self.groups
@@ -120,7 +123,7 @@ class PlantedConv(nn.Module):
     def forward(self, input: Tensor, output_size: Any = None) -> Tensor:
         """``[N, F_in + P_in, *]`` to ``[N, F_out + P_out, *]``."""
         if output_size is not None:
-            raise ValueError("output_size: not supported while planted; merge first")
+            raise ArgumentError("output_size: not supported while planted; merge first")
         if self._border is not None:
             input = F.pad(input, self._border, mode=self._settings["padding_mode"])
         end = self.in_start + self.planted_in

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from plantops.errors import ArgumentError
 from plantops.nn import _blocks
 from plantops.nn.norm import PlantedBatchNorm2d
 
@@ -80,7 +81,7 @@ class _Planted(nn.Module):
     def forward(self, input: Tensor) -> Tensor:
         """``[N, F + P, *]`` to the same shape."""
         if input.shape[1] != self.features + self.planted_features:
-            raise ValueError(
+            raise ArgumentError(
                 f"input: expected {self.features + self.planted_features} channels, got {tuple(input.shape)}"
             )
         end = self.start + self.planted_features
@@ -145,7 +146,7 @@ class PlantedGroupNorm(_Planted):
         super().__init__(layer, new_features, start=start)
         self.eps, self.size = layer.eps, layer.num_channels // layer.num_groups
         if new_features % self.size or self.start % self.size:
-            raise ValueError(
+            raise ArgumentError(
                 f"new_features, start: expected multiples of {self.size}, the channels of a group, got {new_features} "
                 f"and {self.start}"
             )
@@ -169,7 +170,7 @@ class PlantedInstanceNorm(_Planted):
     def __init__(self, layer: Any, new_features: int, *, start: int | None = None) -> None:
         super().__init__(layer, new_features, start=start)
         if layer.track_running_stats:
-            raise ValueError("layer: expected an instance norm without running statistics")
+            raise ArgumentError("layer: expected an instance norm without running statistics")
         self.eps = layer.eps
 
     def _apply_to(self, input: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from plantops import functional
+from plantops.errors import ArgumentError, ArgumentTypeError
 from plantops.nn import _blocks
 
 
@@ -52,7 +53,7 @@ class PlantedConv2d(nn.Module):
     ) -> None:
         super().__init__()
         if not isinstance(conv, nn.Conv2d):
-            raise TypeError(f"conv: expected an nn.Conv2d, got {type(conv).__name__}")
+            raise ArgumentTypeError(f"conv: expected an nn.Conv2d, got {type(conv).__name__}")
         _blocks.check_init(init)
         _blocks.check_count("new_out", new_out)
         _blocks.check_count("new_in", new_in)
@@ -161,12 +162,12 @@ class PlantedConv2d(nn.Module):
 def _check_new_groups(conv: nn.Conv2d, new_out: int, new_in: int, in_start: int) -> None:
     filters, inputs = conv.out_channels // conv.groups, conv.in_channels // conv.groups
     if new_out % filters or new_in % inputs or new_out // filters != new_in // inputs:
-        raise ValueError(
+        raise ArgumentError(
             f"new_out, new_in: expected k x {filters} and k x {inputs}, k whole new groups, for a layer with "
             f"groups={conv.groups}, got {new_out} and {new_in}"
         )
     if in_start != conv.in_channels:
-        raise ValueError(
+        raise ArgumentError(
             f"in_start: expected {conv.in_channels} (new groups behind the old ones: elsewhere no plain grouped "
             f"convolution would equal it), got {in_start}"
         )

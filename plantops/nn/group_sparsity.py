@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from plantops.errors import ArgumentError
 from plantops.functional import group_sparsity, group_sparsity_value_and_grad
 from plantops.ops import _checks
 from plantops.ops import group_sparsity as _sparsity
@@ -31,10 +32,12 @@ def convolutions(model: nn.Module, layers: Sequence[str] | None = None) -> dict[
         unknown = [name for name in layers if name not in found]
         if unknown:
             names = ", ".join(found) or "there is none"
-            raise ValueError(f"layers: expected names of convolutions ({names}), got {unknown[0]!r}")
+            raise ArgumentError(f"layers: expected names of convolutions ({names}), got {unknown[0]!r}")
         chosen = {name: found[name] for name in layers}
     if not chosen:
-        raise ValueError(f"model: expected at least one convolution to regularise, got none in {type(model).__name__}")
+        raise ArgumentError(
+            f"model: expected at least one convolution to regularise, got none in {type(model).__name__}"
+        )
     return chosen
 
 
@@ -78,7 +81,7 @@ class GroupSparsity(nn.Module):
         super().__init__()
         _sparsity.check_choices(penalty, groups)
         if not 0.0 <= strength < float("inf"):
-            raise ValueError(f"strength: expected a finite number >= 0, got {strength}")
+            raise ArgumentError(f"strength: expected a finite number >= 0, got {strength}")
         _checks.check_unit("mix", mix)
         check_impl(impl)
         chosen = convolutions(model, layers)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from plantops import functional
+from plantops.errors import ArgumentTypeError
 from plantops.nn import _blocks
 
 
@@ -47,7 +48,7 @@ class PlantedLinear(nn.Module):
     ) -> None:
         super().__init__()
         if not isinstance(linear, nn.Linear):
-            raise TypeError(f"linear: expected an nn.Linear, got {type(linear).__name__}")
+            raise ArgumentTypeError(f"linear: expected an nn.Linear, got {type(linear).__name__}")
         _blocks.check_init(init)
         _blocks.check_count("new_out", new_out)
         _blocks.check_count("new_in", new_in)

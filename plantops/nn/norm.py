@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from plantops.errors import ArgumentError, ArgumentTypeError
 from plantops.nn import _blocks
 
 
@@ -40,7 +41,7 @@ class PlantedBatchNorm2d(nn.Module):
     def __init__(self, bn: nn.BatchNorm1d | nn.BatchNorm2d, new_features: int, *, start: int | None = None) -> None:
         super().__init__()
         if not isinstance(bn, self._plain):
-            raise TypeError(f"bn: expected an nn.{self._plain.__name__}, got {type(bn).__name__}")
+            raise ArgumentTypeError(f"bn: expected an nn.{self._plain.__name__}, got {type(bn).__name__}")
         _blocks.check_count("new_features", new_features)
         self.start = _blocks.check_start("start", start, bn.num_features)
         self.num_features, self.planted_features = bn.num_features + new_features, new_features
@@ -80,7 +81,7 @@ class PlantedBatchNorm2d(nn.Module):
         """``[N, C, H, W]`` (1d: ``[N, C]`` or ``[N, C, L]``) to the same shape."""
         if input.dim() not in self._dims or input.shape[1] != self.num_features:
             dims = " or ".join(map(str, self._dims))
-            raise ValueError(
+            raise ArgumentError(
                 f"input: expected {dims} dimensions with {self.num_features} channels, got {tuple(input.shape)}"
             )
         if not self.training or not self.track_running_stats or self.planted_features == 0:

@@ -7,6 +7,8 @@ import math
 import torch
 from torch import Tensor
 
+from plantops.errors import ArgumentError, ArgumentTypeError
+
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 MIN_CLASSES, MAX_CLASSES = 2, 262_144
 
@@ -14,15 +16,15 @@ MIN_CLASSES, MAX_CLASSES = 2, 262_144
 def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
     """ValueError unless `value` is one of `choices`."""
     if value not in choices:
-        raise ValueError(f"{name}: expected one of {', '.join(map(repr, choices))}, got {value!r}")
+        raise ArgumentError(f"{name}: expected one of {', '.join(map(repr, choices))}, got {value!r}")
 
 
 def check_float_tensor(name: str, tensor: Tensor) -> None:
     """TypeError unless `tensor` is a floating tensor of a dtype that the ops compute in."""
     if not isinstance(tensor, Tensor):
-        raise TypeError(f"{name}: expected a Tensor, got {type(tensor).__name__}")
+        raise ArgumentTypeError(f"{name}: expected a Tensor, got {type(tensor).__name__}")
     if tensor.dtype not in FLOATS:
-        raise TypeError(f"{name}: expected float64, float32, bfloat16 or float16, got {tensor.dtype}")
+        raise ArgumentTypeError(f"{name}: expected float64, float32, bfloat16 or float16, got {tensor.dtype}")
 
 
 def check_logits(student: Tensor, teacher: Tensor, temperature: float) -> None:
@@ -30,31 +32,33 @@ def check_logits(student: Tensor, teacher: Tensor, temperature: float) -> None:
     check_float_tensor("student", student)
     check_float_tensor("teacher", teacher)
     if student.dim() == 0:
-        raise ValueError("student: expected at least one dimension (the classes), got a scalar")
+        raise ArgumentError("student: expected at least one dimension (the classes), got a scalar")
     if student.shape != teacher.shape:
-        raise ValueError(f"teacher: expected the student's shape {tuple(student.shape)}, got {tuple(teacher.shape)}")
+        raise ArgumentError(f"teacher: expected the student's shape {tuple(student.shape)}, got {tuple(teacher.shape)}")
     if student.device != teacher.device:
-        raise ValueError(f"teacher: expected the student's device {student.device}, got {teacher.device}")
+        raise ArgumentError(f"teacher: expected the student's device {student.device}, got {teacher.device}")
     classes = student.shape[-1]
     if not MIN_CLASSES <= classes <= MAX_CLASSES:
-        raise ValueError(
+        raise ArgumentError(
             f"student: expected {MIN_CLASSES} to {MAX_CLASSES} classes in the last dimension, got {classes}"
         )
     if teacher.requires_grad and torch.is_grad_enabled():
-        raise ValueError("teacher: expected a tensor without gradient, got requires_grad=True; pass teacher.detach()")
+        raise ArgumentError(
+            "teacher: expected a tensor without gradient, got requires_grad=True; pass teacher.detach()"
+        )
     check_positive("temperature", temperature)
 
 
 def check_target(target: Tensor, student: Tensor) -> None:
     """What class indices for these logits must be, their range aside (that is data, and the kernels' to check)."""
     if not isinstance(target, Tensor) or target.dtype != torch.int64:
-        raise TypeError(
+        raise ArgumentTypeError(
             f"target: expected an int64 tensor of class indices, got {getattr(target, 'dtype', type(target))}"
         )
     if target.shape != student.shape[:-1]:
-        raise ValueError(f"target: expected shape {tuple(student.shape[:-1])}, got {tuple(target.shape)}")
+        raise ArgumentError(f"target: expected shape {tuple(student.shape[:-1])}, got {tuple(target.shape)}")
     if target.device != student.device:
-        raise ValueError(f"target: expected the student's device {student.device}, got {target.device}")
+        raise ArgumentError(f"target: expected the student's device {student.device}, got {target.device}")
 
 
 def check_target_range(target: Tensor, classes: int) -> None:
@@ -63,25 +67,25 @@ def check_target_range(target: Tensor, classes: int) -> None:
     if target.device.type != "cpu":
         torch._assert_async(inside.all(), f"target: expected class indices in [0, {classes})")
     elif not inside.all():
-        raise ValueError(f"target: expected class indices in [0, {classes}), got {int(target[~inside][0])}")
+        raise ArgumentError(f"target: expected class indices in [0, {classes}), got {int(target[~inside][0])}")
 
 
 def check_positive(name: str, value: float) -> None:
     """ValueError unless `value` is a finite number above zero."""
     if not (value > 0 and math.isfinite(value)):
-        raise ValueError(f"{name}: expected a finite number > 0, got {value}")
+        raise ArgumentError(f"{name}: expected a finite number > 0, got {value}")
 
 
 def check_unit(name: str, value: float) -> None:
     """ValueError unless `value` lies in [0, 1]."""
     if not 0.0 <= value <= 1.0:
-        raise ValueError(f"{name}: expected a number in [0, 1], got {value}")
+        raise ArgumentError(f"{name}: expected a number in [0, 1], got {value}")
 
 
 def check_shape(name: str, tensor: Tensor | None, expected: tuple[int, ...]) -> None:
     """ValueError unless `tensor` is None or has the expected shape."""
     if tensor is not None and tensor.shape != expected:
-        raise ValueError(f"{name}: expected shape {tuple(expected)}, got {tuple(tensor.shape)}")
+        raise ArgumentError(f"{name}: expected shape {tuple(expected)}, got {tuple(tensor.shape)}")
 
 
 def check_alike(**tensors: Tensor | None) -> None:
@@ -94,11 +98,11 @@ def check_alike(**tensors: Tensor | None) -> None:
         if tensor is None or tensor is first:
             continue
         if not isinstance(tensor, Tensor):
-            raise TypeError(f"{name}: expected a Tensor, got {type(tensor).__name__}")
+            raise ArgumentTypeError(f"{name}: expected a Tensor, got {type(tensor).__name__}")
         if tensor.dtype != dtype:
-            raise TypeError(f"{name}: expected the {first_name}'s dtype {dtype}, got {tensor.dtype}")
+            raise ArgumentTypeError(f"{name}: expected the {first_name}'s dtype {dtype}, got {tensor.dtype}")
         if tensor.device != device:
-            raise ValueError(f"{name}: expected the {first_name}'s device {device}, got {tensor.device}")
+            raise ArgumentError(f"{name}: expected the {first_name}'s device {device}, got {tensor.device}")
 
 
 def check_in_start(in_start: int | None, trunk: int) -> int:
@@ -106,14 +110,14 @@ def check_in_start(in_start: int | None, trunk: int) -> int:
     if in_start is None:
         return trunk
     if not 0 <= in_start <= trunk:
-        raise ValueError(f"in_start: expected an integer in [0, F_in] = [0, {trunk}], got {in_start}")
+        raise ArgumentError(f"in_start: expected an integer in [0, F_in] = [0, {trunk}], got {in_start}")
     return in_start
 
 
 def check_frozen(name: str, tensor: Tensor | None) -> None:
     """ValueError when a tensor of the trunk requires a gradient."""
     if tensor is not None and tensor.requires_grad and torch.is_grad_enabled():
-        raise ValueError(
+        raise ArgumentError(
             f"{name}: expected a frozen tensor without gradient, got requires_grad=True; pass {name}.detach()"
         )
 

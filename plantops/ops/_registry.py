@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from plantops._extension import REBUILD_CUDA, STATUS
+from plantops.errors import ArgumentError
 from plantops.ops import _triton, _tuned
 
 IMPLS = ("auto", "reference", "aten", "native", "triton")
@@ -142,7 +143,7 @@ def choice(stem: str, *args: Any) -> str:
 def check_impl(impl: str) -> None:
     """Raises ValueError when `impl` is not one of the names that exist."""
     if impl not in IMPLS:
-        raise ValueError(f"impl: expected one of {', '.join(map(repr, IMPLS))}, got {impl!r}")
+        raise ArgumentError(f"impl: expected one of {', '.join(map(repr, IMPLS))}, got {impl!r}")
 
 
 @cache

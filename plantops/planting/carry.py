@@ -10,6 +10,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 
+from plantops.errors import ArgumentError, ArgumentTypeError
 from plantops.planting.blocks import PLANTED
 from plantops.planting.carry_optimizer import carry_optimizer
 from plantops.planting.merge import merge
@@ -60,7 +61,7 @@ def carry_state(state: Any, planted: nn.Module, merged: nn.Module, planted_state
             the model; a state that does not lie along the parameter (Adafactor's rows and columns).
     """
     if not any(isinstance(module, PLANTED) for module in planted.modules()):
-        raise ValueError("planted has no planted layers: give the model that plant returned, merged without inplace")
+        raise ArgumentError("planted has no planted layers: give the model that plant returned, merged without inplace")
     if isinstance(state, torch.amp.GradScaler):
         return state
     _check_kinds(state, planted_state)
@@ -75,9 +76,11 @@ def _check_kinds(state: Any, planted_state: Any) -> None:
     kind = next((kind for kind in (Optimizer, AveragedModel) if isinstance(state, kind)), None)
     if kind is None or isinstance(state, torch.optim.LBFGS):
         expected = "an optimizer (not LBFGS, whose state is one vector), an AveragedModel or a GradScaler"
-        raise TypeError(f"state must be {expected}, got {type(state).__name__}")
+        raise ArgumentTypeError(f"state must be {expected}, got {type(state).__name__}")
     if planted_state is not None and not isinstance(planted_state, kind):
-        raise TypeError(f"planted_state must be an {kind.__name__}, as state is, got {type(planted_state).__name__}")
+        raise ArgumentTypeError(
+            f"planted_state must be an {kind.__name__}, as state is, got {type(planted_state).__name__}"
+        )
 
 
 def _carry_average(average: AveragedModel, planted: nn.Module, other: AveragedModel | None) -> None:
@@ -89,7 +92,7 @@ def _carry_average(average: AveragedModel, planted: nn.Module, other: AveragedMo
     old, trunk = before.state_dict(), trunk_state(grown)
     shapes = {key: value.shape for key, value in old.items()}
     if shapes != {key: value.shape for key, value in trunk.items()}:
-        raise ValueError("state is an average of another model than the one that was planted")
+        raise ArgumentError("state is an average of another model than the one that was planted")
     with torch.no_grad():
         for key, value in trunk.items():
             value.copy_(old[key])

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from plantops.errors import ArgumentError
 from plantops.planting.blocks import PLANTED
 from plantops.planting.plant import RECORD, Record
 
@@ -31,14 +32,14 @@ def carry_optimizer(optimizer: Optimizer, planted: nn.Module, merged: nn.Module,
     names = _names(planted)
     own = _holders(optimizer, names)
     if not own:
-        raise ValueError("state holds no parameter of the model that was planted, nor of planted")
+        raise ArgumentError("state holds no parameter of the model that was planted, nor of planted")
     holders = {**(_holders(other, names) if other is not None else {}), **own}
     targets = dict(merged.named_parameters(remove_duplicate=False))
     pieces = _pieces(planted, targets)
     homes = _homes(own, pieces)
     missing = next((target for target in homes.values() if target not in targets), None)
     if missing is not None:
-        raise ValueError(f"merged is not merge(planted): it has no parameter {missing}")
+        raise ArgumentError(f"merged is not merge(planted): it has no parameter {missing}")
     states = {
         homes[name]: _grown(homes[name], pieces, holders, holder.group) for name, holder in own.items() if name in homes
     }
@@ -114,7 +115,7 @@ def _pieces(planted: nn.Module, targets: dict[str, nn.Parameter]) -> dict[str, t
             target = targets.get(prefix + leaf)
             if target is None or target.shape != whole.shape:
                 has = "no such parameter" if target is None else list(target.shape)
-                raise ValueError(
+                raise ArgumentError(
                     f"merged is not merge(planted): expected {prefix}{leaf} of {list(whole.shape)}, got {has}"
                 )
             blocks = [f"{key}_{side}" for side in ("out", "in") if layer._parameters.get(f"{key}_{side}") is not None]
@@ -154,7 +155,7 @@ def _grown(
             entries[key] = value
             continue
         if value.shape != first.parameter.shape:
-            raise ValueError(
+            raise ArgumentError(
                 f"state keeps {key!r} of {list(value.shape)} for {target} of {list(first.parameter.shape)}: it does "
                 "not lie along the parameter and cannot be carried; make a new optimizer"
             )

@@ -6,12 +6,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from plantops.errors import PlantopsError
 from plantops.graph.inputs import parts
 
 _ROUNDINGS = 32
 
 
-class PlantingError(AssertionError):
+class PlantingError(PlantopsError, AssertionError):
     """Two networks that must compute the same do not."""
 
 

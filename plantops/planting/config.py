@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from plantops.errors import ArgumentError
 from plantops.planting.gradmax import GradMax
 from plantops.train.batches import Augment
 from plantops.train.recipe import Recipe, check_choice, check_minimum, check_range
@@ -93,7 +94,7 @@ class PlanterConfig:
     def __post_init__(self) -> None:
         if isinstance(self.channels, Mapping):
             if not self.channels:
-                raise ValueError("channels must name at least one layer, got an empty mapping")
+                raise ArgumentError("channels must name at least one layer, got an empty mapping")
             for layer, count in self.channels.items():
                 check_minimum(f"channels[{layer!r}]", count, 1)
         else:

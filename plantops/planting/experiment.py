@@ -18,6 +18,7 @@ import torch
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
+from plantops.errors import ArgumentError
 from plantops.graph import trace
 from plantops.models import PlantingNet, count_macs, count_parameters
 from plantops.planting.config import PlanterConfig
@@ -279,7 +280,9 @@ def check_experiment(experiment: Experiment, parts: DataParts) -> None:
     image = parts.train.normalise(parts.train.images[:2]).cpu()
     size = count_parameters(initial)
     if config.max_parameters is not None and size > config.max_parameters:
-        raise ValueError(f"max_parameters must be at least the initial network's {size}, got {config.max_parameters}")
+        raise ArgumentError(
+            f"max_parameters must be at least the initial network's {size}, got {config.max_parameters}"
+        )
     plan = trace(initial, (image,), grow_linear=config.grow_linear)
     check_starts(config.init, plan, wanted_growths(config.channels, plan, config.sites))
     if config.prune_every:
@@ -314,7 +317,7 @@ def train_network(
     if recipe.needs_teacher:
         if teacher is None:
             if teacher_network is None:
-                raise ValueError(f"teacher must be given for objective {recipe.objective!r}, got None")
+                raise ArgumentError(f"teacher must be given for objective {recipe.objective!r}, got None")
             model = family.build(teacher_network[0], seed, "teacher")
             teacher = stage.train(model, teacher_network[1], phase="teacher", name="teacher")
         logits = TeacherLogits(teacher.to(parts.train.device), channels_last=recipe.channels_last, folder=logits_folder)

@@ -33,6 +33,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from plantops.errors import ArgumentError
 from plantops.graph import Consumer, Site
 from plantops.nn import PlantedConv2d, PlantedLinear
 from plantops.planting.blocks import Blocks, PlantedLayer, present
@@ -73,9 +74,9 @@ class GradMax:
         self, inputs: Any, loss_fn: Callable[[Any], Tensor], *, scale: float | None = None, bias: float = 0.1
     ) -> None:
         if scale is not None and not 0 < scale < math.inf:
-            raise ValueError(f"scale must be a positive number or None, got {scale}")
+            raise ArgumentError(f"scale must be a positive number or None, got {scale}")
         if not 0 < bias < math.inf:
-            raise ValueError(f"bias must be a positive number, got {bias}")
+            raise ArgumentError(f"bias must be a positive number, got {bias}")
         self.inputs = tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)
         self.loss_fn = loss_fn
         self.scale = scale
@@ -84,13 +85,13 @@ class GradMax:
     def check(self, site: Site, channels: int) -> None:
         """Raise ``ValueError`` where GradMax does not apply to ``channels`` new channels at ``site``."""
         if site.norms:
-            raise ValueError(
+            raise ArgumentError(
                 f"GradMax cannot start {site.name}: the norm {site.norms[0]} would rescale filters of 0; use 'zero_in'"
             )
         if not site.chain:
-            raise ValueError(f"GradMax cannot start {site.name}: it is no chain of one producer and one consumer")
+            raise ArgumentError(f"GradMax cannot start {site.name}: it is no chain of one producer and one consumer")
         if self._centred(site) and channels < 2:
-            raise ValueError(
+            raise ArgumentError(
                 f"GradMax needs at least 2 channels at {site.name}, got {channels}: what follows has value "
                 f"{site.value_at_zero:g} and slope {site.slope_at_zero:g} at 0, so they must cancel each other"
             )
@@ -109,10 +110,10 @@ class GradMax:
         directions = channels - self._centred(site)
         if directions > min(gradients.shape):
             most = min(gradients.shape) + self._centred(site)
-            raise ValueError(f"GradMax can start at most {most} channels at {site.name}, got {channels}")
+            raise ArgumentError(f"GradMax can start at most {most} channels at {site.name}, got {channels}")
         _, values, vectors = torch.linalg.svd(gradients, full_matrices=False)
         if not values[0] > 0:
-            raise ValueError(f"GradMax finds no gradient for new channels at {site.name}")
+            raise ArgumentError(f"GradMax finds no gradient for new channels at {site.name}")
         mixing = _helmert(channels) if self._centred(site) else torch.eye(channels, dtype=torch.float64)
         scale = self.scale or _slice_norm(consumer.weight, site)
         rows = mixing.to(vectors).T @ vectors[:directions] * (math.sqrt(channels / directions) * scale)
@@ -133,7 +134,7 @@ class GradMax:
             if len(parts) == 2:
                 parts[1].fill_(self._start_bias(site))
             elif self._start_bias(site):
-                raise ValueError(f"GradMax needs a bias in {site.name}, behind which a filter of 0 gets no gradient")
+                raise ArgumentError(f"GradMax needs a bias in {site.name}, behind which a filter of 0 gets no gradient")
         width = len(parts[0])
         columns = _columns(consumer.weight, site.consumers[0])
         rows = []

@@ -25,6 +25,7 @@ Only the Kaiming blocks and the choice of channels are random, and they come fro
 import torch
 from torch import Tensor
 
+from plantops.errors import ArgumentError
 from plantops.graph import Site
 from plantops.planting.blocks import Blocks, PlantedLayer, features_of, present
 
@@ -34,25 +35,29 @@ INITIALISERS = ("zero_in", "kaiming", "zero_out", "copy", "copy_pairs")
 def check_init(init: str, site: Site, channels: int) -> None:
     """Raise ``ValueError`` for an unknown name, or one that cannot start ``channels`` channels at ``site``."""
     if init not in INITIALISERS:
-        raise ValueError(f"init must be one of {', '.join(INITIALISERS)} or a GradMax object, got {init!r}")
+        raise ArgumentError(f"init must be one of {', '.join(INITIALISERS)} or a GradMax object, got {init!r}")
     if init == "zero_out" and not site.chain:
-        raise ValueError(
+        raise ArgumentError(
             f"init='zero_out' cannot start {site.name}, no chain of one producer and one consumer; use 'zero_in'"
         )
     if init in ("copy", "copy_pairs") and site.outputs:
-        raise ValueError(f"init={init!r} cannot start {site.name}: its channels come in parts or units; use 'zero_in'")
+        raise ArgumentError(
+            f"init={init!r} cannot start {site.name}: its channels come in parts or units; use 'zero_in'"
+        )
     if init in ("copy", "copy_pairs") and site.multiple > 1:
-        raise ValueError(f"init={init!r} cannot start {site.name}: its channels come in groups of {site.multiple}")
+        raise ArgumentError(f"init={init!r} cannot start {site.name}: its channels come in groups of {site.multiple}")
     if init == "zero_out" and site.slope_at_zero == 0:
-        raise ValueError(
+        raise ArgumentError(
             f"init='zero_out' cannot start {site.name}: what follows ({', '.join(site.passes)}) has slope 0 at 0, so "
             "the gradients of the new filters would stay 0; use 'zero_in'"
         )
     if init == "copy" and channels > site.width:
-        raise ValueError(f"init='copy' starts at most {site.width} channels at {site.name}, one a copy, got {channels}")
+        raise ArgumentError(
+            f"init='copy' starts at most {site.width} channels at {site.name}, one a copy, got {channels}"
+        )
     if init == "copy_pairs" and (channels % 2 or channels > 2 * site.width):
         most = 2 * site.width
-        raise ValueError(f"init='copy_pairs' starts an even number up to {most} at {site.name}, got {channels}")
+        raise ArgumentError(f"init='copy_pairs' starts an even number up to {most} at {site.name}, got {channels}")
 
 
 @torch.no_grad()

@@ -4,6 +4,7 @@ import copy
 
 from torch import nn
 
+from plantops.errors import ArgumentError
 from plantops.planting.blocks import PLANTED
 from plantops.planting.compiled import forget_compiled
 from plantops.planting.pins import unpin
@@ -30,7 +31,7 @@ def merge(model: nn.Module, inplace: bool = False) -> nn.Module:
     model = model if inplace else copy.deepcopy(model)
     if isinstance(model, PLANTED):
         if inplace:
-            raise ValueError("inplace must be False for a model that is itself one planted layer")
+            raise ArgumentError("inplace must be False for a model that is itself one planted layer")
         return model.merge()
     for module in list(model.modules()):
         if isinstance(module, PLANTED):

@@ -17,6 +17,7 @@ import safetensors
 import safetensors.torch
 from torch import nn
 
+from plantops.errors import ArgumentTypeError
 from plantops.models import PlantingNet
 from plantops.planting.state import fill, layer_widths
 from plantops.planting.zoo import LIBRARIES, SOURCE, make
@@ -117,7 +118,9 @@ def save_network(
     """
     source = vars(model).get(SOURCE)
     if not isinstance(model, PlantingNet) and source is None:
-        raise TypeError(f"model must be a PlantingNet or made by name, got {type(model).__name__}: use plantops.save")
+        raise ArgumentTypeError(
+            f"model must be a PlantingNet or made by name, got {type(model).__name__}: use plantops.save"
+        )
     folder = Path(folder)
     with explained(folder):
         folder.mkdir(parents=True, exist_ok=True)

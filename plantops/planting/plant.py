@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
+from plantops.errors import ArgumentError, ArgumentTypeError
 from plantops.graph import Site, check_plain
 from plantops.graph.cost import features as channels_of
 from plantops.graph.layers import widths
@@ -85,7 +86,7 @@ def plant(
     """
     check_plain(model)
     if input_grad not in ("full", "planted"):
-        raise ValueError(f"input_grad must be 'full' or 'planted', got {input_grad!r}")
+        raise ArgumentError(f"input_grad must be 'full' or 'planted', got {input_grad!r}")
     growths = _growths(model, site, channels)
     generator = torch.Generator().manual_seed(0) if generator is None else generator
     start: Start | None = None
@@ -122,14 +123,16 @@ def _growths(model: nn.Module, site: Site | Iterable[Site], channels: int | Mapp
         _check_site(model, one)
     names = [one.name for one in sites]
     if not names or len(set(names)) < len(names):
-        raise ValueError(f"site must be one or several different sites, got {', '.join(names) or 'none'}")
+        raise ArgumentError(f"site must be one or several different sites, got {', '.join(names) or 'none'}")
     if isinstance(channels, Mapping) and set(channels) != set(names):
-        raise ValueError(f"channels must name each site once ({', '.join(names)}), got {', '.join(channels) or 'none'}")
+        raise ArgumentError(
+            f"channels must name each site once ({', '.join(names)}), got {', '.join(channels) or 'none'}"
+        )
     growths = [(one, channels[one.name] if isinstance(channels, Mapping) else channels) for one in sites]
     for one, count in growths:
         _check_channels(count)
         if count % one.multiple:
-            raise ValueError(f"channels must be a multiple of {one.multiple} at {one.name}, got {count}")
+            raise ArgumentError(f"channels must be a multiple of {one.multiple} at {one.name}, got {count}")
     return growths
 
 
@@ -147,7 +150,7 @@ def why_not_started(init: str | GradMax, site: Site, channels: int) -> str | Non
 
 def _solve(init: GradMax, model: nn.Module, growths: list[Growth]) -> Start:
     if len(growths) > 1:
-        raise ValueError(f"init=GradMax(...) starts one site at a time, got {len(growths)} sites")
+        raise ArgumentError(f"init=GradMax(...) starts one site at a time, got {len(growths)} sites")
     ((site, channels),) = growths
     init.check(site, channels)
     probe = plant(model, site, init.probe_width(model, site), "zero_in", generator=torch.Generator())
@@ -156,15 +159,17 @@ def _solve(init: GradMax, model: nn.Module, growths: list[Growth]) -> Start:
 
 def _check_channels(channels: int) -> None:
     if not isinstance(channels, int) or isinstance(channels, bool):
-        raise TypeError(f"channels must be an integer, got {type(channels).__name__}")
+        raise ArgumentTypeError(f"channels must be an integer, got {type(channels).__name__}")
     if channels < 1:
-        raise ValueError(f"channels must be at least 1, got {channels}")
+        raise ArgumentError(f"channels must be at least 1, got {channels}")
 
 
 def _check_site(model: nn.Module, site: Site) -> None:
     """Does ``site`` describe ``model``?"""
     if not isinstance(site, Site):
-        raise TypeError(f"site must be a Site, such as plan['conv2'] of a plantops.trace, got {type(site).__name__}")
+        raise ArgumentTypeError(
+            f"site must be a Site, such as plan['conv2'] of a plantops.trace, got {type(site).__name__}"
+        )
     expected = [(name, "output", site.output(name).width) for name in site.producers]
     expected += [(consumer.name, "input", consumer.features) for consumer in site.consumers]
     expected += [(layer.name, "input", layer.features) for layer in site.channelwise if layer.kind == "conv"]
@@ -173,17 +178,17 @@ def _check_site(model: nn.Module, site: Site) -> None:
         layer = names.get(name)
         if not isinstance(layer, (_ConvNd, nn.Linear)):
             found = "no such layer" if layer is None else f"a {type(layer).__name__} there"
-            raise ValueError(f"site {site.name} is of another model: it needs a layer {name}, the model has {found}")
+            raise ArgumentError(f"site {site.name} is of another model: it needs a layer {name}, the model has {found}")
         actual = widths(layer)[side == "output"]
         if actual != features:
-            raise ValueError(
+            raise ArgumentError(
                 f"site {site.name} is of another model: {name} had {features} {side} channels when it was traced, "
                 f"the model's has {actual}; trace the model again"
             )
     for inner in site.channelwise:
         layer = names.get(inner.name)
         if layer is None or (inner.kind != "conv" and channels_of(layer) != inner.features):
-            raise ValueError(
+            raise ArgumentError(
                 f"site {site.name} is of another model: it needs a layer {inner.name} over {inner.features} channels"
             )
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from plantops.errors import ArgumentError
 from plantops.graph import Plan, trace
 from plantops.planting.experiment import Entry, ExperimentResult, Stage
 from plantops.pruning.latency import latency_table
@@ -62,7 +63,7 @@ def prune_network(
     batches = draw_samples(parts.train, pruning.samples, pruning.seed)
     plan = trace(model, batches[0][0][:2], grow_linear=True)
     if not plan:
-        raise ValueError(f"model has no site that can be pruned:\n{plan}")
+        raise ArgumentError(f"model has no site that can be pruned:\n{plan}")
     pruned = _pruned(model, plan, batches, pruning, session)
     stage.entries.append(Entry("initial", "initial", model, None, None, 0.0))
     stage.entries.append(Entry("pruned", "pruned", pruned, None, 0, 0.0))

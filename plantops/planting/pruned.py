@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from plantops.errors import ArgumentError
 from plantops.graph import Plan, trace
 from plantops.graph.capture import Untraceable
 from plantops.graph.forward import Forward
@@ -63,7 +64,9 @@ def check_prunable(model: nn.Module, example_inputs: tuple[Any, ...]) -> None:
     try:
         Forward.of(model, example_inputs)
     except Untraceable as error:
-        raise ValueError(f"prune_every: the channels of model cannot be switched off one by one ({error})") from error
+        raise ArgumentError(
+            f"prune_every: the channels of model cannot be switched off one by one ({error})"
+        ) from error
 
 
 def prune_student(

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from plantops.errors import ArgumentError
 from plantops.graph import Plan
 from plantops.planting.candidate import Candidate, Growth, Student, Surroundings, sweep_loop
 from plantops.planting.config import PlanterConfig
@@ -315,7 +316,7 @@ class Planter:
         model.train(was_training)
         for name, logits in (("model", student), ("teacher", self.around.teacher.logits(images))):
             if logits.shape != (len(images), classes):
-                raise ValueError(
+                raise ArgumentError(
                     f"{name} must give logits {[len(images), classes]} for {len(images)} images of {classes} classes, "
                     f"got {list(logits.shape)}"
                 )
@@ -326,7 +327,7 @@ def check_starts(init: str | GradMax, plan: Plan, growths: Sequence[Growth]) -> 
     for growth in growths:
         reason = why_not_started(init, plan[growth.site], growth.channels)
         if reason is not None:
-            raise ValueError(reason)
+            raise ArgumentError(reason)
 
 
 def wanted_growths(channels: int | Mapping[str, int], plan: Plan, sites: Sequence[str] = ()) -> list[Growth]:
@@ -339,21 +340,21 @@ def wanted_growths(channels: int | Mapping[str, int], plan: Plan, sites: Sequenc
         ValueError: a name that is no site, with the reason; no site at all; a pattern that matches none.
     """
     if not plan:
-        raise ValueError(f"model must have a layer that can grow, got none:\n{plan}")
+        raise ArgumentError(f"model must have a layer that can grow, got none:\n{plan}")
     wanted = dict.fromkeys(plan, channels) if isinstance(channels, int) else {}
     if isinstance(channels, Mapping):
         for name in channels:
             if name not in plan:
                 reason = plan.refusals.get(name, f"no such layer; the layers that can grow are {', '.join(plan)}")
-                raise ValueError(f"channels: {name} cannot grow: {reason}")
+                raise ArgumentError(f"channels: {name} cannot grow: {reason}")
         wanted = {plan[name].name: count for name, count in channels.items()}
     matched = {name: [p for p in sites if any(fnmatchcase(one, p) for one in plan[name].producers)] for name in plan}
     for pattern in sites:
         if not any(pattern in patterns for patterns in matched.values()):
-            raise ValueError(f"sites: {pattern} matches no site; the sites are {', '.join(plan)}")
+            raise ArgumentError(f"sites: {pattern} matches no site; the sites are {', '.join(plan)}")
     names = [name for name in plan if name in wanted and (not sites or matched[name])]
     if not names:
-        raise ValueError(f"sites ({', '.join(sites)}) and channels ({', '.join(wanted)}) have no site in common")
+        raise ArgumentError(f"sites ({', '.join(sites)}) and channels ({', '.join(wanted)}) have no site in common")
     return [Growth(name, -(-wanted[name] // plan[name].multiple) * plan[name].multiple) for name in names]
 
 

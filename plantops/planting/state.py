@@ -16,6 +16,7 @@ import safetensors
 import safetensors.torch
 from torch import Tensor, nn
 
+from plantops.errors import ArgumentError
 from plantops.planting.blocks import PLANTED
 from plantops.train.files import RunError, atomic_write_bytes, atomic_write_text, explained
 
@@ -39,7 +40,7 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> Path:
         RunError: the folder cannot be written; says what to do.
     """
     if any(isinstance(module, PLANTED) for module in model.modules()):
-        raise ValueError("model must be merged before it is saved: plantops.save(plantops.merge(model), path)")
+        raise ArgumentError("model must be merged before it is saved: plantops.save(plantops.merge(model), path)")
     folder = Path(path)
     with explained(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -78,7 +79,7 @@ def load(path: str | os.PathLike[str], factory: Callable[[], nn.Module]) -> nn.M
     try:
         fill(model, structure["layers"], tensors)
     except RuntimeError as error:
-        raise ValueError(f"factory makes another model than the stored {structure['class']}: {error}") from error
+        raise ArgumentError(f"factory makes another model than the stored {structure['class']}: {error}") from error
     return model
 
 
@@ -97,7 +98,7 @@ def fill(model: nn.Module, layers: dict[str, dict[str, int]], tensors: dict[str,
     for name, stored in layers.items():
         if name not in modules or _widths(modules[name]).keys() != stored.keys():
             found = type(modules[name]).__name__ if name in modules else "no such layer"
-            raise ValueError(f"factory makes another model: {name} was stored with {stored}, it has {found}")
+            raise ArgumentError(f"factory makes another model: {name} was stored with {stored}, it has {found}")
         _widen(modules[name], stored, {key: tensors.get(f"{name}.{key}") for key in _own(modules[name])})
     model.load_state_dict(tensors)
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
+from plantops.errors import ArgumentError
 from plantops.graph import Group, Plan, Site
 from plantops.graph import trace as trace_graph
 from plantops.graph.inputs import arguments, map_tensors, tensors_in
@@ -63,7 +64,7 @@ def trace(
     for group in groups:
         reason = wrong[plan[group.producers[0]].name]
         if reason is not None:
-            raise ValueError(f"groups: {', '.join(group.producers)} cannot grow as described: {reason}")
+            raise ArgumentError(f"groups: {', '.join(group.producers)} cannot grow as described: {reason}")
     failed = {
         producer: f"verification failed: {reason}"
         for name, reason in wrong.items()

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvTransposeNd
 
+from plantops.errors import ArgumentError
 from plantops.graph import Site
 from plantops.planting.blocks import PLANTED, Growth
 
@@ -35,7 +36,7 @@ def trunk_state(
         that the result equals, bit for bit, that of the planted model, if the trunk has not moved.
     """
     if (site is None) != (channels is None):
-        raise ValueError("site and channels must be given together (of a merged model) or not at all")
+        raise ArgumentError("site and channels must be given together (of a merged model) or not at all")
     state = dict(model.state_dict())
     if site is not None and channels is not None:
         growths = [(one, channels[one.name] if isinstance(channels, Mapping) else channels) for one in sites_of(site)]

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from plantops.errors import ArgumentError
 from plantops.planting.candidate import Candidate, Student, Surroundings, plant_growth
 from plantops.planting.merge import merge
 from plantops.planting.plant import plant
@@ -14,7 +15,7 @@ from plantops.planting.trunk import trunk_state
 from plantops.train.loop import load_tensors
 
 
-class InOnePlace(ValueError):
+class InOnePlace(ArgumentError):
     """Blocks of two sites that lie in one place of a layer."""
 
 

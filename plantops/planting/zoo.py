@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from plantops.errors import ArgumentError
 from plantops.train.seeds import generator
 
 SOURCE = "_plantops_source"
@@ -38,39 +39,41 @@ def make(text: str, num_classes: int, shape: Sequence[int]) -> nn.Module:
     """
     model = _factory(text, num_classes, shape)()
     if not isinstance(model, nn.Module):
-        raise ValueError(f"{text} must make a torch.nn.Module, got {type(model).__name__}")
+        raise ArgumentError(f"{text} must make a torch.nn.Module, got {type(model).__name__}")
     try:
         with torch.no_grad():
             logits = model.eval()(torch.zeros(2, *shape))
     except Exception as error:
         text_of = f"{type(error).__name__}: {error}".split("\n")[0]
-        raise ValueError(f"{text} does not take images {list(shape)} ({text_of})") from error
+        raise ArgumentError(f"{text} does not take images {list(shape)} ({text_of})") from error
     if not isinstance(logits, torch.Tensor) or logits.shape != (2, num_classes):
         got = list(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
-        raise ValueError(f"{text} must give logits {[2, num_classes]} for 2 images of {num_classes} classes, got {got}")
+        raise ArgumentError(
+            f"{text} must give logits {[2, num_classes]} for 2 images of {num_classes} classes, got {got}"
+        )
     setattr(model, SOURCE, {"model": text, "num_classes": num_classes, "shape": list(shape)})
     return model.train()
 
 
 def _factory(text: str, num_classes: int, shape: Sequence[int]) -> Callable[[], Any]:
     if not is_name(text):
-        raise ValueError(f"a network is torchvision:NAME, timm:NAME or package.module:factory, got {text!r}")
+        raise ArgumentError(f"a network is torchvision:NAME, timm:NAME or package.module:factory, got {text!r}")
     library, _, name = text.partition(":")
     try:
         module = importlib.import_module("torchvision.models" if library == "torchvision" else library)
     except ImportError as error:
-        raise ValueError(f"{text}: {error}; install {library}, or run where it can be imported") from error
+        raise ArgumentError(f"{text}: {error}; install {library}, or run where it can be imported") from error
     if library == "torchvision":
         build, options = _torchvision(module, name), {"weights": None, "num_classes": num_classes}
         options |= {"aux_logits": False, "init_weights": True} if name in ("googlenet", "inception_v3") else {}
         return lambda: build(**options)
     if library == "timm":
         if not module.is_model(name):
-            raise ValueError(f"timm has no model {name!r}; timm.list_models() lists them")
+            raise ArgumentError(f"timm has no model {name!r}; timm.list_models() lists them")
         return lambda: module.create_model(name, pretrained=False, num_classes=num_classes, in_chans=shape[0])
     factory = getattr(module, name, None)
     if factory is None or not callable(factory):
-        raise ValueError(f"{library} has no function or class {name!r}")
+        raise ArgumentError(f"{library} has no function or class {name!r}")
     known = {"num_classes": num_classes, "in_channels": shape[0], "image_size": shape[1]}
     asked = inspect.signature(factory).parameters
     return lambda: factory(**{key: value for key, value in known.items() if key in asked})
@@ -81,7 +84,7 @@ def _torchvision(models: Any, name: str) -> Callable[..., Any]:
         return models.get_model_builder(name)
     except ValueError:
         names = ", ".join(models.list_models(models))
-        raise ValueError(f"torchvision has no classification model {name!r}; it has {names}") from None
+        raise ArgumentError(f"torchvision has no classification model {name!r}; it has {names}") from None
 
 
 @dataclass(frozen=True)

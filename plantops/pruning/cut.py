@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.optim import Optimizer
 
+from plantops.errors import ArgumentError
 from plantops.graph import Channelwise, Consumer, Plan, Site, check_plain
 from plantops.graph.layers import widths as widths_of
 from plantops.train.stale import note_copied, note_replaced
@@ -93,15 +94,15 @@ def _checked(site: Site, channels: Sequence[int]) -> set[int]:
     """The numbers of the blocks that ``channels`` are."""
     gone = set(channels)
     if len(gone) != len(channels) or not gone or min(gone) < 0 or max(gone) >= site.width:
-        raise ValueError(
+        raise ArgumentError(
             f"channels[{site.name!r}] must be different numbers from 0 to {site.width - 1}, got {list(channels)}"
         )
     blocks = {number for number in range(site.blocks()) if gone.intersection(site.block(number))}
     if len(gone) != len(blocks) * site.multiple:
         kind = "site.block(number)" if site.outputs else f"{site.multiple} neighbours"
-        raise ValueError(f"channels[{site.name!r}] must be whole blocks of {kind}, got {sorted(gone)}")
+        raise ArgumentError(f"channels[{site.name!r}] must be whole blocks of {kind}, got {sorted(gone)}")
     if len(gone) == site.width:
-        raise ValueError(f"channels[{site.name!r}] must leave one of {site.width} at least, got all of them")
+        raise ArgumentError(f"channels[{site.name!r}] must leave one of {site.width} at least, got all of them")
     return blocks
 
 
@@ -183,9 +184,9 @@ def _check(model: nn.Module, site: Site, name: str, side: str, expected: int) ->
     try:
         found = _width(model.get_submodule(name), side)
     except (AttributeError, StopIteration):
-        raise ValueError(f"plan is of another model: {site.name} needs a layer {name} of the kind traced") from None
+        raise ArgumentError(f"plan is of another model: {site.name} needs a layer {name} of the kind traced") from None
     if found != expected:
-        raise ValueError(f"plan is of another model: {name} must have {expected} {side}, got {found}")
+        raise ArgumentError(f"plan is of another model: {name} must have {expected} {side}, got {found}")
 
 
 def _staying(count: int, gone: set[int]) -> Tensor:
@@ -211,13 +212,13 @@ def _cut_states(optimizer: Optimizer, parameters: dict[str, nn.Parameter], cuts:
         for key, value in optimizer.state.get(parameter, {}).items():
             along = isinstance(value, Tensor) and value.shape == parameter.shape
             if name in cuts and isinstance(value, Tensor) and value.numel() > 1 and not along:
-                raise ValueError(
+                raise ArgumentError(
                     f"optimizer keeps {key!r} of {list(value.shape)} for {name} of {list(parameter.shape)}: it does "
                     "not lie along the parameter and cannot be cut; make a new optimizer"
                 )
             states[name][key] = _kept(value, cuts[name]) if along and name in cuts else value
     if not states:
-        raise ValueError("optimizer holds no parameter of model")
+        raise ArgumentError("optimizer holds no parameter of model")
     return states
 
 

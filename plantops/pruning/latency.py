@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from plantops.bench.timing import measure
+from plantops.errors import ArgumentError
 from plantops.models import count_macs, count_parameters
 from plantops.pruning.scores import evaluating
 
@@ -27,7 +28,7 @@ def latency_table(networks: Mapping[str, nn.Module], inputs: Tensor, *, rounds: 
         ValueError: ``inputs`` that are not on the CPU.
     """
     if inputs.device.type != "cpu":
-        raise ValueError(f"inputs must be on the CPU, got {inputs.device}")
+        raise ArgumentError(f"inputs must be on the CPU, got {inputs.device}")
 
     def run(model: nn.Module) -> None:
         with evaluating(model):

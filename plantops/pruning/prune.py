@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from plantops.errors import ArgumentError
 from plantops.graph import Plan, trace
 from plantops.models import count_macs, count_parameters
 from plantops.pruning.cut import narrowed, remove_channels
@@ -128,7 +129,7 @@ def prune(
     current = _again(model, plan, example)
     for name, site in plan.items():
         if name not in current or current[name].width != site.width:
-            raise ValueError(f"plan is of another model: it has {name} with {site.width} channels")
+            raise ArgumentError(f"plan is of another model: it has {name} with {site.width} channels")
     start = mean_loss(model, batches, loss)
     before = (count_parameters(model), count_macs(model, shape))
     steps: list[PruneStep] = []
@@ -161,16 +162,16 @@ def _check(
     budget: _Budget, criterion: str, share: float, multiple_of: int, min_channels: int, batches: Samples
 ) -> None:
     if budget == _Budget(None, None, None):
-        raise ValueError("max_parameters, max_macs or max_loss_increase must be given, got none of them")
+        raise ArgumentError("max_parameters, max_macs or max_loss_increase must be given, got none of them")
     if criterion not in CRITERIA:
-        raise ValueError(f"criterion must be one of {', '.join(CRITERIA)}, got {criterion!r}")
+        raise ArgumentError(f"criterion must be one of {', '.join(CRITERIA)}, got {criterion!r}")
     if not 0 < share <= 1:
-        raise ValueError(f"share must be above 0 to 1, got {share}")
+        raise ArgumentError(f"share must be above 0 to 1, got {share}")
     for name, value in (("multiple_of", multiple_of), ("min_channels", min_channels)):
         if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
+            raise ArgumentError(f"{name} must be at least 1, got {value}")
     if not batches or any(len(inputs) == 0 for inputs, _ in batches):
-        raise ValueError("samples must hold batches of at least one sample")
+        raise ArgumentError("samples must hold batches of at least one sample")
 
 
 def _batches(samples: tuple[Tensor, Tensor] | Samples) -> Samples:

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvTransposeNd
 
+from plantops.errors import ArgumentError
 from plantops.graph import Consumer, Plan, Site
 from plantops.graph.capture import Untraceable
 from plantops.graph.forward import Forward, Run, Step, Values, apply_layer
@@ -70,7 +71,7 @@ def loss_increases(
     try:
         forward = Forward.of(model, (samples[0][0][:2],))
     except Untraceable as error:
-        raise ValueError(f"model: its channels cannot be switched off one by one ({error})") from error
+        raise ArgumentError(f"model: its channels cannot be switched off one by one ({error})") from error
     count = sum(len(labels) for _, labels in samples)
     device = samples[0][0].device
     sums = {name: torch.zeros(site.blocks(), dtype=torch.float64, device=device) for name, site in plan.items()}

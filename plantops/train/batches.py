@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from plantops.errors import ArgumentError
 from plantops.train.data import ImageData
 from plantops.train.seeds import generator
 
@@ -33,7 +34,7 @@ class Augment:
 
     def __post_init__(self) -> None:
         if self.crop < 0:
-            raise ValueError(f"crop must be 0 or more pixels, got {self.crop}")
+            raise ArgumentError(f"crop must be 0 or more pixels, got {self.crop}")
 
     def __bool__(self) -> bool:
         return self.crop > 0 or self.flip
@@ -71,7 +72,7 @@ class Draws(NamedTuple):
 def batch_count(samples: int, batch_size: int, drop_last: bool = False) -> int:
     """How many batches one epoch has."""
     if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        raise ArgumentError(f"batch_size must be at least 1, got {batch_size}")
     return samples // batch_size if drop_last else -(-samples // batch_size)
 
 

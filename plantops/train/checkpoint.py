@@ -30,6 +30,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from plantops.errors import ArgumentError, ArgumentTypeError
 from plantops.train.files import RunError, atomic_write_bytes, atomic_write_text, explained, sync_folder, write_synced
 
 __all__ = ["Checkpoint", "CheckpointError", "CheckpointStore", "atomic_write_bytes", "atomic_write_text"]
@@ -92,7 +93,7 @@ class CheckpointStore:
             RunError: disk full or no permission; the earlier checkpoints are untouched.
         """
         if step <= self._newest:
-            raise ValueError(f"step must be larger than the newest checkpoint's {self._newest}, got {step}")
+            raise ArgumentError(f"step must be larger than the newest checkpoint's {self._newest}, got {step}")
         check_plain(state, "state")
         files = {
             WEIGHTS: _weights_bytes(tensors),
@@ -170,13 +171,15 @@ def check_plain(value: Any, where: str) -> None:
     if isinstance(value, Mapping):
         for key, entry in value.items():
             if not isinstance(key, (str, int)):
-                raise TypeError(f"{where}: keys must be str or int, got {type(key).__name__}: {key!r}")
+                raise ArgumentTypeError(f"{where}: keys must be str or int, got {type(key).__name__}: {key!r}")
             check_plain(entry, f"{where}[{key!r}]")
     elif isinstance(value, (list, tuple)):
         for place, entry in enumerate(value):
             check_plain(entry, f"{where}[{place}]")
     elif not (value is None or type(value) in (bool, int, float, str, bytes) or isinstance(value, Tensor)):
-        raise TypeError(f"{where} must be tensors, numbers, strings or nestings of them, got {type(value).__name__}")
+        raise ArgumentTypeError(
+            f"{where} must be tensors, numbers, strings or nestings of them, got {type(value).__name__}"
+        )
 
 
 def _plain(value: Any) -> Any:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from plantops.errors import ArgumentError, ArgumentTypeError
 from plantops.train.sources.base import DataError, RawData, RawPart
 from plantops.train.sources.cifar import CIFAR10, CIFAR100, read_cifar
 from plantops.train.sources.digits import read_digits
@@ -55,19 +56,19 @@ class ImageData:
 
     def __post_init__(self) -> None:
         if self.images.dim() != 4 or self.images.dtype not in (torch.uint8, torch.float32):
-            raise ValueError(
+            raise ArgumentError(
                 f"images must be uint8 or float32 [N, C, H, W], got {self.images.dtype} {list(self.images.shape)}"
             )
         if self.labels.dtype != torch.int64 or self.labels.shape != (len(self.images),):
-            raise ValueError(
+            raise ArgumentError(
                 f"labels must be int64 [{len(self.images)}], got {self.labels.dtype} {list(self.labels.shape)}"
             )
         channels = self.images.shape[1]
         for name, value in (("mean", self.mean), ("std", self.std)):
             if value.shape != (channels,):
-                raise ValueError(f"{name} must have one value per channel [{channels}], got {list(value.shape)}")
+                raise ArgumentError(f"{name} must have one value per channel [{channels}], got {list(value.shape)}")
         if len(self.labels) and not 0 <= int(self.labels.min()) <= int(self.labels.max()) < self.num_classes:
-            raise ValueError(
+            raise ArgumentError(
                 f"labels must lie in 0 to {self.num_classes - 1}, got "
                 f"{int(self.labels.min())} to {int(self.labels.max())}"
             )
@@ -178,11 +179,11 @@ def load(
         ValueError: val_fraction, train_fraction or image_size out of range.
     """
     if not 0.0 < val_fraction < 1.0:
-        raise ValueError(f"val_fraction must lie between 0 and 1 (both excluded), got {val_fraction}")
+        raise ArgumentError(f"val_fraction must lie between 0 and 1 (both excluded), got {val_fraction}")
     if not 0.0 < train_fraction <= 1.0:
-        raise ValueError(f"train_fraction must be above 0 and at most 1, got {train_fraction}")
+        raise ArgumentError(f"train_fraction must be above 0 and at most 1, got {train_fraction}")
     if image_size is not None and image_size < 1:
-        raise ValueError(f"image_size must be at least 1 pixel, got {image_size}")
+        raise ArgumentError(f"image_size must be at least 1 pixel, got {image_size}")
     raw = _read(name, root, image_size, download)
     if image_size is not None:
         raw = _resized(raw, image_size)
@@ -244,7 +245,7 @@ def channel_statistics(images: Tensor) -> tuple[Tensor, Tensor]:
     """
     count = images.numel() // images.shape[1]
     if count == 0:
-        raise ValueError(f"images must hold at least one pixel, got {list(images.shape)}")
+        raise ArgumentError(f"images must hold at least one pixel, got {list(images.shape)}")
     total = torch.zeros(images.shape[1], dtype=torch.float64, device=images.device)
     for chunk in images.split(1024):
         total += chunk.double().sum((0, 2, 3))
@@ -271,14 +272,14 @@ def from_dataset(dataset: MapStyle, num_classes: int | None = None, name: str = 
         ValueError, TypeError: an empty dataset, samples that are not (image, label), images that differ in shape.
     """
     if len(dataset) == 0:
-        raise ValueError(f"{name} must hold at least one sample, got 0")
+        raise ArgumentError(f"{name} must hold at least one sample, got 0")
     first, _ = _sample(dataset, 0, name)
     images = torch.empty((len(dataset), *first.shape), dtype=first.dtype)
     labels = torch.empty(len(dataset), dtype=torch.int64)
     for index in range(len(dataset)):
         image, labels[index] = _sample(dataset, index, name)
         if image.shape != first.shape or image.dtype != first.dtype:
-            raise ValueError(
+            raise ArgumentError(
                 f"{name}[{index}]: all images must be {first.dtype} {list(first.shape)} like the first, "
                 f"got {image.dtype} {list(image.shape)}"
             )
@@ -293,7 +294,7 @@ def from_dataset(dataset: MapStyle, num_classes: int | None = None, name: str = 
 def _sample(dataset: MapStyle, index: int, name: str) -> tuple[Tensor, int]:
     sample = dataset[index]
     if not isinstance(sample, (tuple, list)) or len(sample) < 2:
-        raise TypeError(f"{name}[{index}] must be (image, label), got {type(sample).__name__}")
+        raise ArgumentTypeError(f"{name}[{index}] must be (image, label), got {type(sample).__name__}")
     image, label = sample[0], sample[1]
     if not isinstance(image, Tensor):
         image = torch.from_numpy(np.array(image))  # a copy: PIL's and read-only arrays cannot be shared
@@ -301,5 +302,5 @@ def _sample(dataset: MapStyle, index: int, name: str) -> tuple[Tensor, int]:
     if image.dim() == 2:
         image = image.unsqueeze(0)
     if image.dim() != 3:
-        raise ValueError(f"{name}[{index}]: an image must be [C, H, W] or [H, W], got {list(image.shape)}")
+        raise ArgumentError(f"{name}[{index}]: an image must be [C, H, W] or [H, W], got {list(image.shape)}")
     return image if image.dtype == torch.uint8 else image.to(torch.float32), int(label)

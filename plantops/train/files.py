@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from plantops.errors import PlantopsError
+
 _REMEDIES = {
     errno.ENOSPC: "The disk is full: free some space, or use a folder on another disk.",
     errno.EDQUOT: "Your disk quota is used up: free some space, or use a folder on another disk.",
@@ -22,7 +24,7 @@ TEMPORARY = ".tmp-"
 """In the names of files that are being written."""
 
 
-class RunError(RuntimeError):
+class RunError(PlantopsError, RuntimeError):
     """A run folder that cannot be written, read or used. The message says what to do."""
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from plantops.errors import ArgumentError
 from plantops.nn import GroupSparsity
 from plantops.train.adversarial import Adversarial
 from plantops.train.batches import Batch, batch_count, epoch_batches, eval_batches
@@ -227,9 +228,9 @@ class Feed:
         batch_done: Callable[[int, int], None] | None,
     ) -> None:
         if recipe.needs_teacher and teacher is None:
-            raise ValueError(f"teacher must be given for objective {recipe.objective!r}, got None")
+            raise ArgumentError(f"teacher must be given for objective {recipe.objective!r}, got None")
         if len(train) == 0:
-            raise ValueError("train must hold at least one sample, got 0")
+            raise ArgumentError("train must hold at least one sample, got 0")
         self.device = train.device
         self.train, self.recipe = train, recipe
         self.teacher = teacher if recipe.needs_teacher else None
@@ -295,7 +296,7 @@ class Trainer:
     ) -> None:
         parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         if not parameters:
-            raise ValueError("model must have a parameter that requires a gradient, got none")
+            raise ArgumentError("model must have a parameter that requires a gradient, got none")
         self._forward = fused(model, recipe.precision)
         if is_fused(self._forward):
             recipe = dataclasses.replace(recipe, channels_last=False)  # what the kernels read fastest
@@ -361,5 +362,5 @@ def load_tensors(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         for name, tensor in tensors.items():
             if name not in state or state[name].shape != tensor.shape:
                 found = list(state[name].shape) if name in state else "no such entry"
-                raise ValueError(f"{name} must have the shape {list(tensor.shape)} of what is loaded, got {found}")
+                raise ArgumentError(f"{name} must have the shape {list(tensor.shape)} of what is loaded, got {found}")
             state[name].copy_(tensor)

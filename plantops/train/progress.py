@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import IO, Any, Protocol
 
+from plantops.errors import ArgumentError
 from plantops.train.files import MissingExtra
 from plantops.train.pace import Pace
 
@@ -69,7 +70,7 @@ def make_progress(kind: str = "auto", stream: IO[str] | None = None) -> Progress
     if kind == "rich":
         return RichProgress(stream)
     if kind != "auto":
-        raise ValueError(f"progress must be auto, rich, plain or none, got {kind!r}")
+        raise ArgumentError(f"progress must be auto, rich, plain or none, got {kind!r}")
     if stream.isatty():
         try:
             return RichProgress(stream)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
+from plantops.errors import ArgumentError
 from plantops.nn import GroupSparsity
 from plantops.ops.group_sparsity import GROUPS, PENALTIES
 from plantops.train.batches import Augment
@@ -106,16 +107,16 @@ class Recipe:
 def check_choice(name: str, value: object, allowed: Sequence[str]) -> None:
     """Raises ValueError when ``value`` is none of ``allowed``."""
     if value not in allowed:
-        raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
+        raise ArgumentError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
 
 
 def check_minimum(name: str, value: int, minimum: int) -> None:
     """Raises ValueError when ``value`` is no integer of at least ``minimum``."""
     if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
-        raise ValueError(f"{name} must be an integer of at least {minimum}, got {value!r}")
+        raise ArgumentError(f"{name} must be an integer of at least {minimum}, got {value!r}")
 
 
 def check_range(name: str, value: float, inside: bool, expected: str) -> None:
     """Raises ValueError unless ``inside``, which is the comparison that ``expected`` says in words (NaN fails it)."""
     if not inside:
-        raise ValueError(f"{name} must be {expected}, got {value!r}")
+        raise ArgumentError(f"{name} must be {expected}, got {value!r}")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+from plantops.errors import ArgumentError
+
 SCHEDULES = ("constant", "step", "tenths", "cosine", "onecycle")
 
 STEP_FACTOR = 0.2
@@ -26,7 +28,7 @@ def learning_rate(schedule: str, lr: float, step: int, total: int) -> float:
         ValueError: an unknown schedule, or a step outside 0 to total - 1.
     """
     if not 0 <= step < total:
-        raise ValueError(f"step must lie in 0 to {total - 1}, got {step}")
+        raise ArgumentError(f"step must lie in 0 to {total - 1}, got {step}")
     if schedule == "constant":
         return lr
     if schedule == "step":
@@ -37,7 +39,7 @@ def learning_rate(schedule: str, lr: float, step: int, total: int) -> float:
         return lr * (1.0 + math.cos(math.pi * step / total)) / 2.0
     if schedule == "onecycle":
         return _onecycle(lr, step, total)
-    raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)}, got {schedule!r}")
+    raise ArgumentError(f"schedule must be one of {', '.join(SCHEDULES)}, got {schedule!r}")
 
 
 def _onecycle(lr: float, step: int, total: int) -> float:

@@ -9,6 +9,8 @@ import hashlib
 
 import torch
 
+from plantops.errors import ArgumentTypeError
+
 
 def derive(seed: int, *keys: int | str) -> int:
     """A 63-bit seed that is a function of ``seed`` and ``keys`` alone, the same on every machine and Python version.
@@ -22,7 +24,7 @@ def derive(seed: int, *keys: int | str) -> int:
     digest = hashlib.sha256()
     for key in (seed, *keys):
         if isinstance(key, bool) or not isinstance(key, (int, str)):
-            raise TypeError(f"seed and keys must be int or str, got {type(key).__name__}: {key!r}")
+            raise ArgumentTypeError(f"seed and keys must be int or str, got {type(key).__name__}: {key!r}")
         text = str(key).encode()
         digest.update(b"%c%d:" % (b"i" if isinstance(key, int) else b"s", len(text)))
         digest.update(text)

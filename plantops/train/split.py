@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from plantops.errors import ArgumentError
 from plantops.train.seeds import generator
 
 
@@ -25,7 +26,7 @@ def stratified_split(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor
         ValueError: a fraction outside (0, 1), or so few samples that one of the two sides would be empty.
     """
     if not 0.0 < fraction < 1.0:
-        raise ValueError(f"fraction must lie between 0 and 1 (both excluded), got {fraction}")
+        raise ArgumentError(f"fraction must lie between 0 and 1 (both excluded), got {fraction}")
     labels = labels.cpu()
     total = round(fraction * len(labels))
     classes, counts = labels.unique(return_counts=True)
@@ -36,7 +37,7 @@ def stratified_split(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor
         held_counts[place] += 1
     held_counts = [min(held, count - 1) for held, count in zip(held_counts, counts.tolist(), strict=True)]
     if sum(held_counts) == 0:
-        raise ValueError(f"fraction {fraction} of {len(labels)} samples in {len(classes)} classes holds out none")
+        raise ArgumentError(f"fraction {fraction} of {len(labels)} samples in {len(classes)} classes holds out none")
     held = torch.zeros(len(labels), dtype=torch.bool)
     for label, count in zip(classes.tolist(), held_counts, strict=True):
         members = (labels == label).nonzero().flatten()

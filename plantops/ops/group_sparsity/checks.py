@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from plantops.errors import ArgumentError, ArgumentTypeError
 from plantops.ops import _checks
 from plantops.ops.group_sparsity.penalties import GROUPS, PENALTIES
 
@@ -22,17 +23,19 @@ def check_arguments(weights: Sequence[Tensor], penalty: str, groups: str, streng
     check_choices(penalty, groups)
     for name, value in (("strength", strength), ("l1", l1)):
         if not (math.isfinite(value) and value >= 0):
-            raise ValueError(f"{name}: expected a finite number >= 0, got {value}")
+            raise ArgumentError(f"{name}: expected a finite number >= 0, got {value}")
     if isinstance(weights, Tensor) or not weights:
-        raise ValueError("weights: expected a sequence of at least one tensor, got " + _what(weights))
+        raise ArgumentError("weights: expected a sequence of at least one tensor, got " + _what(weights))
     for index, weight in enumerate(weights):
         _checks.check_float_tensor(f"weights[{index}]", weight)
         if weight.dim() < 2:
-            raise ValueError(f"weights[{index}]: expected [out, in, *kernel], got shape {tuple(weight.shape)}")
+            raise ArgumentError(f"weights[{index}]: expected [out, in, *kernel], got shape {tuple(weight.shape)}")
         if weight.dtype != weights[0].dtype:
-            raise TypeError(f"weights[{index}]: expected the first one's dtype {weights[0].dtype}, got {weight.dtype}")
+            raise ArgumentTypeError(
+                f"weights[{index}]: expected the first one's dtype {weights[0].dtype}, got {weight.dtype}"
+            )
         if weight.device != weights[0].device:
-            raise ValueError(
+            raise ArgumentError(
                 f"weights[{index}]: expected the first one's device {weights[0].device}, got {weight.device}"
             )
 

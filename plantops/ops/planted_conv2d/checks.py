@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor
 
+from plantops.errors import ArgumentError
 from plantops.ops import _checks
 from plantops.ops.planted_conv2d import shapes
 
@@ -21,7 +22,7 @@ def pair(name: str, value: int | Sequence[int]) -> tuple[int, int]:
         return value, value
     if isinstance(value, (tuple, list)) and len(value) == 2:
         return value[0], value[1]
-    raise ValueError(f"{name}: expected an integer or a pair of integers, got {value!r}")
+    raise ArgumentError(f"{name}: expected an integer or a pair of integers, got {value!r}")
 
 
 def check_geometry(stride: tuple[int, int], dilation: tuple[int, int], groups: int, max_pool: int) -> None:
@@ -30,9 +31,9 @@ def check_geometry(stride: tuple[int, int], dilation: tuple[int, int], groups: i
         return
     for name, values in (("stride", stride), ("dilation", dilation), ("groups", (groups,))):
         if min(values) < 1:
-            raise ValueError(f"{name}: expected integers >= 1, got {values}")
+            raise ArgumentError(f"{name}: expected integers >= 1, got {values}")
     if not 1 <= max_pool <= MAX_POOL:
-        raise ValueError(f"max_pool: expected an integer from 1 to {MAX_POOL}, got {max_pool}")
+        raise ArgumentError(f"max_pool: expected an integer from 1 to {MAX_POOL}, got {max_pool}")
 
 
 def resolve_padding(
@@ -46,13 +47,13 @@ def resolve_padding(
     if not isinstance(padding, str):
         numbers = pair("padding", padding)
         if min(numbers) < 0:
-            raise ValueError(f"padding: expected integers >= 0, got {numbers}")
+            raise ArgumentError(f"padding: expected integers >= 0, got {numbers}")
         return input, numbers
     _checks.check_choice("padding", padding, ("valid", "same"))
     if padding == "valid":
         return input, (0, 0)
     if stride != (1, 1):
-        raise ValueError(f"padding: expected integers with a stride of {stride}, got 'same'")
+        raise ArgumentError(f"padding: expected integers with a stride of {stride}, got 'same'")
     height, width = (d * (k - 1) for d, k in zip(dilation, kernel, strict=True))
     if height % 2 or width % 2:
         input = F.pad(input, (0, width % 2, 0, height % 2))
@@ -71,9 +72,9 @@ def check_blocks(
 ) -> int:
     """Checks tensors against each other and returns in_start, resolved to its default F_in."""
     if weight.dim() != 4:
-        raise ValueError(f"weight: expected [F_out, F_in/groups, kH, kW], got {tuple(weight.shape)}")
+        raise ArgumentError(f"weight: expected [F_out, F_in/groups, kH, kW], got {tuple(weight.shape)}")
     if input.dim() != 4:
-        raise ValueError(f"input: expected [N, F_in + P_in, H, W], got {tuple(input.shape)}")
+        raise ArgumentError(f"input: expected [N, F_in + P_in, H, W], got {tuple(input.shape)}")
     if groups > 1:
         _check_groups(weight, weight_out, weight_in, groups)
     rows, inputs, *kernel = weight.shape
@@ -84,24 +85,26 @@ def check_blocks(
     _checks.check_shape("bias", bias, (rows,))
     _checks.check_shape("bias_out", bias_out, (filters,))
     if input.shape[1] != old + new:
-        raise ValueError(f"input: expected {old} + {new} channels (of the trunk + planted), got {tuple(input.shape)}")
+        raise ArgumentError(
+            f"input: expected {old} + {new} channels (of the trunk + planted), got {tuple(input.shape)}"
+        )
     return _checks.check_in_start(in_start, old)
 
 
 def _check_groups(weight: Tensor, weight_out: Tensor | None, weight_in: Tensor | None, groups: int) -> None:
     rows = weight.shape[0]
     if rows == 0 or rows % groups or weight.shape[1] == 0:
-        raise ValueError(
+        raise ArgumentError(
             f"weight: expected filters and inputs of {groups} groups (F_out a positive multiple of groups), "
             f"got {tuple(weight.shape)}"
         )
     if weight_in is not None:
-        raise ValueError(
+        raise ArgumentError(
             f"weight_in: expected None with groups={groups} (old filters read no new group), "
             f"got {tuple(weight_in.shape)}"
         )
     if weight_out is not None and weight_out.shape[0] % (rows // groups):
-        raise ValueError(
+        raise ArgumentError(
             f"weight_out: expected whole new groups of {rows // groups} filters with groups={groups}, "
             f"got {tuple(weight_out.shape)}"
         )
@@ -122,7 +125,7 @@ def check_result(
     rows, _, *kernel = weight.shape
     size = shapes.conv_size(image, kernel, stride, padding, dilation)
     if size[0] < max_pool or size[1] < max_pool:
-        raise ValueError(
+        raise ArgumentError(
             f"input: expected a height and width that leave at least {max_pool}x{max_pool} pixels behind the "
             f"convolution, got {tuple(input.shape)}, which leaves {size[0]}x{size[1]}"
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from plantops.errors import ArgumentError
 from plantops.ops import _checks
 
 ACTIVATIONS = ("none", "relu")
@@ -22,12 +23,12 @@ def check_blocks(
 ) -> int:
     """Checks shapes against each other and returns in_start, resolved to its default F_in."""
     if weight.dim() != 2:
-        raise ValueError(f"weight: expected [F_out, F_in], got {tuple(weight.shape)}")
+        raise ArgumentError(f"weight: expected [F_out, F_in], got {tuple(weight.shape)}")
     rows, old = weight.shape
     new = 0 if weight_in is None else weight_in.shape[-1]
     planted_out = 0 if weight_out is None else weight_out.shape[0]
     if input.dim() == 0 or input.shape[-1] != old + new:
-        raise ValueError(
+        raise ArgumentError(
             f"input: expected [*, {old} + {new}] features (of the trunk + planted), got {tuple(input.shape)}"
         )
     _checks.check_shape("weight_in", weight_in, (rows, new))

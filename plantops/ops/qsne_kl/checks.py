@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from plantops.errors import ArgumentError
 from plantops.ops import _checks
 from plantops.ops.qsne_kl.schema import MOST_DIMENSIONS
 
@@ -12,7 +13,7 @@ from plantops.ops.qsne_kl.schema import MOST_DIMENSIONS
 def check_q(q: float) -> None:
     """ValueError unless 1 <= q < 3."""
     if not 1.0 <= q < 3.0:
-        raise ValueError(f"q: expected a number in [1, 3), got {q}")
+        raise ArgumentError(f"q: expected a number in [1, 3), got {q}")
 
 
 def parts_of(p: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
@@ -20,7 +21,7 @@ def parts_of(p: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
     if p.layout == torch.sparse_csr:
         return p.values(), p.crow_indices().long(), p.col_indices().long()
     if p.layout != torch.strided:
-        raise ValueError(f"p: expected a dense or a sparse CSR tensor, got layout {p.layout}")
+        raise ArgumentError(f"p: expected a dense or a sparse CSR tensor, got layout {p.layout}")
     return p, None, None
 
 
@@ -28,12 +29,12 @@ def check_arguments(embedding: Tensor, p: Tensor, q: float, exaggeration: float)
     """ValueError or TypeError naming the argument, what was expected and what came."""
     _checks.check_alike(embedding=embedding, p=p)
     if embedding.dim() != 2 or not 1 <= embedding.shape[1] <= MOST_DIMENSIONS:
-        raise ValueError(
+        raise ArgumentError(
             f"embedding: expected [points, 1 to {MOST_DIMENSIONS} dimensions], got {tuple(embedding.shape)}"
         )
     points = embedding.shape[0]
     _checks.check_shape("p", p, (points, points))
     if p.requires_grad and torch.is_grad_enabled():
-        raise ValueError("p: expected a tensor without gradient, got requires_grad=True; pass p.detach()")
+        raise ArgumentError("p: expected a tensor without gradient, got requires_grad=True; pass p.detach()")
     check_q(q)
     _checks.check_positive("exaggeration", exaggeration)

@@ -10,8 +10,10 @@ from pathlib import Path
 
 from torch import Tensor
 
+from plantops.errors import PlantopsError
 
-class DataError(ValueError):
+
+class DataError(PlantopsError, ValueError):
     """A data set that is missing, damaged or not what was asked for. The message says what to do."""
 
 
