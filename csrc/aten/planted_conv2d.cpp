@@ -79,12 +79,20 @@ Tensor unpool(const Tensor& grad, const Tensor& indices, int64_t m, const Size2&
                                               flat.to(at::kLong));
 }
 
+// Kernels of one pixel, a stride and no border on a CPU: see plantops/ops/_strided.py.
+bool stepped(const Convolution& c, const Tensor& x) {
+  const auto [rows, columns] = c.stride;
+  return x.is_cpu() && c.taps() == 1 && (rows > 1 || columns > 1) && c.padding == Size2{0, 0};
+}
+
 // The gradient to one block of filters.
 Tensor weight_grad(const Convolution& c, const Tensor& grad, const Tensor& x, const Tensor& weight) {
   if (weight.numel() == 0 || grad.numel() == 0) return at::zeros_like(weight);
+  const bool step = stepped(c, x);
+  const Tensor read = step ? x.slice(2, 0, {}, c.stride[0]).slice(3, 0, {}, c.stride[1]) : x;
   const Tensor result = std::get<1>(at::convolution_backward(
-      grad, x, weight, at::OptionalIntArrayRef(), c.stride, c.padding, c.dilation, false, {0, 0}, 1,
-      {false, true, false}));
+      grad, read, weight, at::OptionalIntArrayRef(), step ? Size2{1, 1} : c.stride, c.padding, c.dilation, false,
+      {0, 0}, 1, {false, true, false}));
   return with_strides_of(result, weight);
 }
 

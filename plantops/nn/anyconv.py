@@ -12,6 +12,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from plantops.errors import ArgumentError, ArgumentTypeError
 from plantops.nn import _blocks
+from plantops.ops._strided import stepped
 
 _CONVOLUTIONS: dict[tuple[bool, int], Any] = {
     (False, 1): F.conv1d, (False, 2): F.conv2d, (False, 3): F.conv3d,
@@ -159,9 +160,11 @@ class PlantedConv(nn.Module):
 
     def _convolve(self, input: Tensor, weight: Tensor | None, bias: Tensor | None, groups: int = 1) -> Tensor:
         settings = self._settings
-        padding = 0 if self._border is not None else settings["padding"]
+        stride, padding = settings["stride"], (0,) if self._border is not None else settings["padding"]
+        if weight is not None and weight.requires_grad and not self.transposed:
+            input, stride = stepped(input, settings["kernel_size"], stride, padding)
         function = _CONVOLUTIONS[self.transposed, len(settings["kernel_size"])]
-        options: dict[str, Any] = {"stride": settings["stride"], "padding": padding, "dilation": settings["dilation"]}
+        options: dict[str, Any] = {"stride": stride, "padding": padding, "dilation": settings["dilation"]}
         if self.transposed:
             options["output_padding"] = settings["output_padding"]
         return function(input, weight, bias, groups=groups, **options)

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from plantops.errors import ArgumentError
 from plantops.nn import GroupSparsity
+from plantops.ops._strided import has_narrow_steps
 from plantops.train.adversarial import Adversarial
 from plantops.train.batches import Batch, batch_count, epoch_batches, eval_batches
 from plantops.train.data import ImageData
@@ -300,6 +301,9 @@ class Trainer:
         self._forward = fused(model, recipe.precision)
         if is_fused(self._forward):
             recipe = dataclasses.replace(recipe, channels_last=False)  # what the kernels read fastest
+        if has_narrow_steps(model):
+            recipe = dataclasses.replace(recipe, channels_last=False)
+            model.to(memory_format=torch.contiguous_format)
         if recipe.channels_last:
             model.to(memory_format=torch.channels_last)
         self.model, self.recipe, self.epoch = model, recipe, 0

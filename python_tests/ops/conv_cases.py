@@ -46,6 +46,7 @@ class Case:
 GEOMETRIES = [
     Case(),
     Case(kernel=(1, 1), padding=0),
+    Case(kernel=(1, 1), padding=0, stride=(3, 2), size=(9, 8)),
     Case(kernel=(2, 3), padding=(0, 1)),
     Case(kernel=(4, 4), padding=2, stride=(2, 1)),
     Case(kernel=(5, 5), padding=2, dilation=(1, 2), size=(9, 10)),

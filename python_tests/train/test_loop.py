@@ -36,6 +36,18 @@ def bits(model: nn.Module) -> list[Tensor]:
     return [tensor.clone() for tensor in model.state_dict().values()]
 
 
+@pytest.mark.parametrize(("stride", "kept"), [(1, True), (2, False)])
+def test_channels_last_unless_a_narrow_layer_steps(stride: int, kept: bool) -> None:
+    """The weight gradient of a strided kernel of one pixel is not asked for in channels_last on a CPU."""
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Conv2d(4, 6, 1, stride=stride), nn.Flatten(), nn.LazyLinear(3))
+    model(torch.zeros(1, 1, 6, 6))
+    trainer = Trainer(model, images(), images(seed=1), Recipe(epochs=1, batch_size=8, channels_last=True))
+    seen = []
+    model[1].register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    trainer.run_epoch()
+    assert {x.is_contiguous(memory_format=torch.channels_last) for x in seen} == {kept}
+
+
 # Schedules
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from plantops.ops._checks import compute_dtype
 from plantops.ops._layout import empty, memory_format, or_empty, part_of, with_strides_of, zeros
+from plantops.ops._strided import stepped
 from plantops.ops.planted_conv2d import pooling, shapes
 
 aten = torch.ops.aten
@@ -160,6 +161,8 @@ def _weight_grad(grad: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, gr
     """The gradient to one block of filters."""
     if weight.numel() == 0 or grad.numel() == 0:
         return torch.zeros_like(weight)
+    x, stride = stepped(x, weight.shape[2:], *geometry[:2])
+    geometry = (stride, *geometry[1:])
     result = aten.convolution_backward(grad, x, weight, None, *geometry, False, [0, 0], groups, [False, True, False])[1]
     return with_strides_of(result, weight)
 
