@@ -10,7 +10,7 @@ from plantops.planting.compiled import forget_compiled
 from plantops.planting.pins import unpin
 from plantops.planting.plant import RECORD, Record
 from plantops.planting.swap import replace
-from plantops.train.stale import note_copied, note_replaced
+from plantops.train.stale import note_left
 
 
 def merge(model: nn.Module, inplace: bool = False) -> nn.Module:
@@ -25,24 +25,22 @@ def merge(model: nn.Module, inplace: bool = False) -> nn.Module:
         model: a model that ``plant`` returned, or any model with planted layers.
         inplace: change ``model`` itself instead of a deep copy.
     """
-    planted = [(name, module) for name, module in model.named_modules() if isinstance(module, PLANTED)]
-    if planted and not inplace:
-        note_copied(dict(model.named_parameters()), "plantops.merge")
+    planted = any(isinstance(module, PLANTED) for module in model.modules())
+    before = dict(model.named_parameters())
     model = model if inplace else copy.deepcopy(model)
     if isinstance(model, PLANTED):
         if inplace:
             raise ArgumentError("inplace must be False for a model that is itself one planted layer")
-        return model.merge()
+        merged = model.merge()
+        note_left(before, merged, "plantops.merge", inplace)
+        return merged
     for module in list(model.modules()):
         if isinstance(module, PLANTED):
             replace(model, module, module.merge())
-    if inplace:
-        for name, module in planted:
-            blocks = {f"{name}.{key}": block for key, block in module.named_parameters(recurse=False)}
-            note_replaced(blocks, "plantops.merge(..., inplace=True)")
     unpin(model)
     _restore(model)
     if planted:
+        note_left(before, model, "plantops.merge", inplace)
         forget_compiled(model)
     return model
 

@@ -20,7 +20,7 @@ from plantops.planting.originals import Originals
 from plantops.planting.pins import pin
 from plantops.planting.swap import replace
 from plantops.planting.trunk import planted_parameters, sites_of
-from plantops.train.stale import note_copied, note_replaced
+from plantops.train.stale import note_left
 
 RECORD = "_plantops_record"
 
@@ -106,12 +106,7 @@ def plant(
         elif isinstance(init, str):
             initialise(blocks, init, generator)
     _swap_in(model, planted, Originals(before))
-    if inplace:
-        kept = {id(parameter) for parameter in model.parameters()}
-        gone = {name: parameter for name, parameter in before.items() if id(parameter) not in kept}
-        note_replaced(gone, "plantops.plant(..., inplace=True)")
-    else:
-        note_copied(before, "plantops.plant")
+    note_left(before, model, "plantops.plant", inplace)
     forget_compiled(model)
     return model
 

@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from plantops.errors import ArgumentError
 from plantops.graph import Channelwise, Consumer, Plan, Site, check_plain
 from plantops.graph.layers import widths as widths_of
-from plantops.train.stale import note_copied, note_replaced
+from plantops.train.stale import note_left
 
 Cuts = dict[str, list[tuple[int, Tensor]]]
 """For every tensor that becomes smaller, by its name in the ``state_dict``: (dimension, entries that stay)."""
@@ -54,11 +54,8 @@ def remove_channels(
             parameters (Adafactor, LBFGS).
     """
     before = dict(model.named_parameters())
-    after, cuts = narrowed(model, plan, channels, optimizer, inplace)
-    if inplace:
-        note_replaced({name: before[name] for name in cuts if name in before}, "plantops.prune(..., inplace=True)")
-    else:
-        note_copied(before, "plantops.prune")
+    after, _ = narrowed(model, plan, channels, optimizer, inplace)
+    note_left(before, after, "plantops.prune", inplace)
     return after
 
 

@@ -249,63 +249,6 @@ def test_mistakes_are_named():
         carry_state(factored, planted, merged)
 
 
-class TestStale:
-    def test_step_after_merge(self):
-        net = network("residual").train()
-        model = plant(net, trace(net, X)["c1"], 3)
-        optimizer = torch.optim.SGD(planted_parameters(model), 0.1)
-        train(model, optimizer, 1)
-        model = merge(model)
-        optimizer.zero_grad()
-        model(X).square().mean().backward()
-        with pytest.raises(RuntimeError, match=r"c1.weight_out of the model from before plantops.merge.*carry_state"):
-            optimizer.step()
-
-    def test_a_replaced_layer_that_is_used_elsewhere_trains_on(self):
-        net = network("residual").train()
-        layer, optimizer = net.c1, torch.optim.SGD(net.c1.parameters(), 0.1)
-        plant(net, trace(net, X)["c1"], 3, inplace=True)
-        layer(torch.ones(1, 4, 5, 5, dtype=torch.float64)).sum().backward()
-        optimizer.step()
-
-    def test_step_after_merge_in_place(self):
-        net = network("residual").train()
-        planted = plant(net, trace(net, X)["c1"], 3)
-        optimizer = torch.optim.SGD(planted_parameters(planted), 0.1)
-        train(planted, optimizer, 1)
-        merge(planted, inplace=True)
-        with pytest.raises(
-            RuntimeError, match=r"c1.weight_out, which plantops.merge\(\.\.\., inplace=True\) has replaced"
-        ):
-            optimizer.step()
-
-    def test_step_of_the_old_optimizer_on_the_planted_model(self):
-        net = network("residual").train()
-        optimizer = torch.optim.Adam(net.parameters(), 0.1)
-        planted = plant(net, trace(net, X)["c1"], 3)
-        planted(X).square().mean().backward()
-        with pytest.raises(RuntimeError, match=r"of the model from before plantops\.plant, and none"):
-            optimizer.step()
-
-    def test_the_model_that_was_copied_can_train_on(self):
-        net = network("residual").train()
-        optimizer, lbfgs = torch.optim.SGD(net.parameters(), 0.1), torch.optim.LBFGS(net.parameters(), max_iter=2)
-        merge(plant(net, trace(net, X)["c1"], 3))
-        before = net.c1.weight.detach().clone()
-        train(net, optimizer, 1)
-        assert not torch.equal(net.c1.weight, before)
-        optimizer.zero_grad()
-
-        def closure():
-            lbfgs.zero_grad()
-            loss = net(X).square().mean()
-            loss.backward()
-            return loss
-
-        lbfgs.step(closure)
-        torch.optim.SGD([nn.Parameter(torch.ones(2))], 0.1).step()
-
-
 def test_a_planted_model_is_still_pickled_and_copied():
     net = network("residual").train()
     optimizer = OPTIMIZERS["SGD"](net.parameters())
