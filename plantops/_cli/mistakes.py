@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from plantops.errors import PlantopsError
 
@@ -42,7 +44,8 @@ def reported(program: str) -> Iterator[Outcome]:
         yield outcome
         return
     try:
-        yield outcome
+        with _plain_warnings():
+            yield outcome
     except BrokenPipeError:  # the reader of the output (head, less) has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         outcome.status = 1
@@ -55,6 +58,22 @@ def reported(program: str) -> Iterator[Outcome]:
             raise
         print(f"{program}: {' '.join(text.split())}", file=sys.stderr)
         outcome.status = MISTAKE
+
+
+@contextmanager
+def _plain_warnings() -> Iterator[None]:
+    """A warning is one line, ``warning: ...``, without the place in the code that gives it."""
+    before = warnings.formatwarning
+
+    def plain(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> str:
+        ours = category is UserWarning
+        return f"warning: {message}\n" if ours else before(message, category, *place, **more)
+
+    warnings.formatwarning = plain
+    try:
+        yield
+    finally:
+        warnings.formatwarning = before
 
 
 def explanation(error: Exception) -> str | None:

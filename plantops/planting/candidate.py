@@ -47,7 +47,7 @@ class Candidate:
     @property
     def loss(self) -> float:
         """The held-out cross entropy, infinite where training diverged."""
-        return math.inf if self.val_loss is None else self.val_loss
+        return math.inf if self.val_loss is None or self.train_loss is None else self.val_loss
 
 
 @dataclass(frozen=True)

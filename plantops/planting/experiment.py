@@ -22,6 +22,7 @@ from plantops.errors import ArgumentError
 from plantops.graph import trace
 from plantops.models import PlantingNet, count_macs, count_parameters
 from plantops.planting.config import PlanterConfig
+from plantops.planting.keeping import check_parts, discard, is_worse
 from plantops.planting.networks import NETWORKS, describe, save_network
 from plantops.planting.pruned import check_prunable
 from plantops.planting.search import Planter, PlanterResult, check_starts, wanted_growths
@@ -119,6 +120,7 @@ class Stage:
     def __init__(self, session: Session, parts: DataParts, seed: int) -> None:
         self.session, self.parts, self.seed = session, parts, seed
         self.entries: list[Entry] = []
+        check_parts(train=parts.train, val=parts.val, test=parts.test)
         for part, data in (("train", parts.train), ("val", parts.val), ("test", parts.test)):
             session.record("part", part=part, samples=len(data), fingerprint=data.fingerprint())
 
@@ -131,13 +133,24 @@ class Stage:
         name: str,
         teacher: TeacherLogits | None = None,
         may_diverge: bool = False,
+        trained: bool = False,
     ) -> nn.Module:
-        """Train ``model`` in place (without a recipe: not at all) and keep it as a finished network."""
+        """Train ``model`` in place (without a recipe: not at all) and keep it as a finished network.
+
+        Where the training makes its held-out loss larger, the network from before is kept, and that is said.
+
+        Args:
+            may_diverge: it is there for comparison only: a training that diverges ends, and is shown as that.
+            trained: the network was trained before. Without it (random weights) the network from before is kept only
+                if it has no smaller accuracy either.
+        """
         model = model.to(self.parts.train.device)
         if recipe is None:
             self.entries.append(Entry(name, phase, model, None, 0, 0.0))
             return model
         self.session.progress.stage(name, recipe.epochs)
+        start = {key: value.clone() for key, value in model.state_dict().items()}
+        before = self.session.once(f"before/{name}", partial(self._held_out, model, recipe))
 
         def make_trainer() -> Trainer:
             return Trainer(
@@ -155,9 +168,19 @@ class Stage:
         load_tensors(model, work.tensors)
         if teacher is not None:
             teacher.forget()
-        loss = "kl" if recipe.needs_teacher else "ce"
-        self.entries.append(Entry(name, phase, model, loss, recipe.epochs, work.result["seconds"]))
+        loss: str | None = "kl" if recipe.needs_teacher else "ce"
+        epochs, after = recipe.epochs, work.result
+        no_better = trained or (after["val_accuracy"] or 0.0) <= before["val_accuracy"]
+        if not may_diverge and no_better and is_worse(before["val_loss"], after["val_loss"]):
+            load_tensors(model, start)
+            discard(self.session, name, before["val_loss"], after["val_loss"])
+            loss, epochs = None, 0
+        self.entries.append(Entry(name, phase, model, loss, epochs, work.result["seconds"]))
         return model
+
+    def _held_out(self, model: nn.Module, recipe: Recipe) -> dict[str, Any]:
+        score = evaluate(model, self.parts.val, precision=recipe.precision, channels_last=recipe.channels_last)
+        return {"val_loss": finite(score.loss), "val_accuracy": score.accuracy}
 
     def finish(self, precision: str, channels_last: bool) -> list[dict[str, Any]]:
         """Score every finished network on all parts (the only time the test part is read), store and record it."""
@@ -238,6 +261,7 @@ def run_experiment(
             experiment.teacher,
             phase="teacher",
             name="teacher",
+            trained=isinstance(family, ZooFamily),
         )
     else:
         stage.entries.append(Entry("teacher", "teacher", teacher.to(parts.train.device), None, None, 0.0))
@@ -249,6 +273,7 @@ def run_experiment(
         phase="initial",
         name="initial",
         teacher=logits,
+        trained=isinstance(family, ZooFamily),
     )
     search = Planter(initial, logits, parts.train, parts.val, config, session=session).run()
     path_epochs = epochs_of(experiment.initial) + search.epochs

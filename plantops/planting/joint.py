@@ -7,17 +7,19 @@ import copy
 from torch import nn
 
 from plantops.planting.candidate import Surroundings
+from plantops.planting.keeping import Discarded, discard, is_worse
 from plantops.train.loop import Trainer, load_tensors
 
 
 def train_jointly(
-    around: Surroundings, model: nn.Module, phase: str, round: int, epochs: int, lr: float
-) -> tuple[nn.Module, float]:
+    around: Surroundings, model: nn.Module, phase: str, round: int, epochs: int, lr: float, val_loss: float | None
+) -> tuple[nn.Module, float, Discarded | None]:
     """A copy of ``model`` of which everything has trained for ``epochs``, and the seconds that took.
 
-    A training that diverges is in the records, and the model is given back as it was.
+    Where its held-out loss is larger than before, ``model`` itself is given back, and what was discarded.
 
     ``phase``: "joint" after a round, "finetune" after the search; with ``round`` it names the order and augmentation.
+    ``val_loss``: of ``model`` as it is; None: not finite.
     """
     session, before = around.session, model
     name = f"{phase}-{round}" if round else phase
@@ -37,7 +39,9 @@ def train_jointly(
         )
 
     work = session.fit(name, make_trainer, phase=phase, name=name, may_diverge=True)
-    if work.result["train_loss"] is None:
-        return before, work.result["seconds"]
+    after = None if work.result["train_loss"] is None else work.result["val_loss"]
+    if is_worse(val_loss, after):
+        session.forget([name])
+        return before, work.result["seconds"], discard(session, name, val_loss, after)
     load_tensors(model, work.tensors)
-    return model, work.result["seconds"]
+    return model, work.result["seconds"], None

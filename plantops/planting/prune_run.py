@@ -69,7 +69,7 @@ def prune_network(
     stage.entries.append(Entry("pruned", "pruned", pruned, None, 0, 0.0))
     if finetune is not None:
         logits = TeacherLogits(model if teacher is None else teacher, channels_last=finetune.channels_last)
-        stage.train(copy.deepcopy(pruned), finetune, phase="finetuned", name="finetuned", teacher=logits)
+        stage.train(copy.deepcopy(pruned), finetune, phase="finetuned", name="finetuned", teacher=logits, trained=True)
     precision, channels_last = (finetune.precision, finetune.channels_last) if finetune else ("float32", False)
     records = stage.finish(precision, channels_last)
     session.finish()

@@ -22,11 +22,13 @@ from plantops.planting.candidate import Candidate, Growth, Student, Surroundings
 from plantops.planting.config import PlanterConfig
 from plantops.planting.gradmax import GradMax
 from plantops.planting.joint import train_jointly
+from plantops.planting.keeping import Discarded, check_parts, judge_teacher, why_all_diverged
 from plantops.planting.plant import why_not_started
 from plantops.planting.pruned import HOW, SAMPLES, Pruned, check_prunable, prune_student
 from plantops.planting.sweep.round import sweep_shared
 from plantops.planting.winners import grown_together, ranked
 from plantops.train.data import ImageData, MapStyle, from_dataset
+from plantops.train.logits import check_logits, logits_of
 from plantops.train.loop import evaluate
 from plantops.train.progress import Progress
 from plantops.train.run import Run
@@ -71,6 +73,8 @@ class PlanterResult:
         finetune_epochs, finetune_seconds: the fine-tuning's part of these two.
         prunings: what ``config.prune_every`` took in between, in order.
         test: cross entropy and accuracy of ``model`` on ``test_data``, where that was given.
+        discarded: joint trainings and fine-tuning whose network was not kept, since its held-out loss was larger than
+            before: no training of the search makes the network worse.
     """
 
     model: nn.Module
@@ -85,6 +89,7 @@ class PlanterResult:
     finetune_seconds: float = 0.0
     prunings: list[Pruned] = field(default_factory=list)
     test: dict[str, Any] | None = None
+    discarded: list[Discarded] = field(default_factory=list)
 
 
 @dataclass
@@ -97,6 +102,7 @@ class _State:
     candidates: dict[int, list[Candidate]] = field(default_factory=dict)
     seconds: float = 0.0
     prunings: list[Pruned] = field(default_factory=list)
+    discarded: list[Discarded] = field(default_factory=list)
 
     @property
     def val_loss(self) -> float | None:
@@ -151,6 +157,7 @@ class Planter:
         train = _image_data(train_data, "train_data", None).to(device)
         val = _image_data(val_data, "val_data", train).to(device)
         self.test = None if test_data is None else _image_data(test_data, "test_data", train).to(device)
+        check_parts(train_data=train, val_data=val, test_data=self.test)
         if not isinstance(teacher, TeacherLogits):
             teacher = TeacherLogits(teacher, channels_last=config.channels_last)
         first_images = train.normalise(train.images[:2])
@@ -171,6 +178,11 @@ class Planter:
     def run(self) -> PlanterResult:
         """The whole search; continues where the session stopped."""
         state = _State(self.initial, [self._summary(self.initial, 0, [], None, 0.0)])
+        if self.config.recipe().needs_teacher:
+            around = self.around
+            judge_teacher(around.session, around.teacher, self.initial.model, around.val, self.config.precision)
+        if state.val_loss is None:
+            raise ArgumentError("model must have a finite loss on val_data, got one that is NaN or infinite")
         stop = self._stop_reason(state)
         while stop is None:
             stop = self._round(state) or self._stop_reason(state)
@@ -180,8 +192,12 @@ class Planter:
         planted = model = state.student.model
         last, seconds = max(config.finetune_epochs, (config.path_epochs or 0) - epochs), 0.0
         if last:
-            model, seconds = train_jointly(self.around, planted, "finetune", 0, last, config.finetune_lr)
-            last = 0 if model is planted else last  # it diverged
+            model, seconds, discarded = train_jointly(
+                self.around, planted, "finetune", 0, last, config.finetune_lr, state.val_loss
+            )
+            if discarded is not None:
+                state.discarded.append(discarded)
+                last = 0
         result = PlanterResult(
             model,
             planted,
@@ -194,6 +210,7 @@ class Planter:
             last,
             seconds,
             state.prunings,
+            discarded=state.discarded,
         )
         if self.test is not None:
             test = self.test
@@ -223,17 +240,22 @@ class Planter:
         ranking = ranked(candidates, state.loss, self.config.select)
         if not ranking:
             session.forget(candidate.key for candidate in candidates)
-            return "no candidate improves"
-        val: dict[str, Any] | None
-        student, winners, val = self._grown(state.student, round, ranking)
+            if any(candidate.train_loss is not None for candidate in candidates):
+                return "no candidate improves"
+            recipe, train = config.recipe(), self.around.train
+            return why_all_diverged(self.around.teacher, recipe.needs_teacher, train, recipe.lr)
+        student, winners, grown_val = self._grown(state.student, round, ranking)
+        val: dict[str, Any] | None = grown_val
         session.forget(candidate.key for candidate in candidates if candidate not in winners)
         state.history += [winner.growth for winner in winners]
         if self.config.joint_epochs:
-            model, seconds = train_jointly(
-                self.around, student.model, "joint", round, self.config.joint_epochs, self.config.joint_lr
-            )
-            student, val = Student.of(model, self.around), None
+            epochs, lr, before = self.config.joint_epochs, self.config.joint_lr, grown_val["loss"]
+            model, seconds, discarded = train_jointly(self.around, student.model, "joint", round, epochs, lr, before)
             state.seconds += seconds
+            if discarded is None:
+                student, val = Student.of(model, self.around), None
+            else:
+                state.discarded.append(discarded)
         state.student = student
         state.rounds.append(self._summary(student, round, winners, val, sum(one.seconds for one in candidates)))
         if self.config.prune_every and round % self.config.prune_every == 0:
@@ -312,14 +334,10 @@ class Planter:
         was_training = model.training
         model.eval()
         with torch.no_grad():
-            student = model(images)
+            student = logits_of(model(images))
         model.train(was_training)
-        for name, logits in (("model", student), ("teacher", self.around.teacher.logits(images))):
-            if logits.shape != (len(images), classes):
-                raise ArgumentError(
-                    f"{name} must give logits {[len(images), classes]} for {len(images)} images of {classes} classes, "
-                    f"got {list(logits.shape)}"
-                )
+        check_logits(student, "model", len(images), classes)
+        check_logits(self.around.teacher.logits(images), "teacher", len(images), classes)
 
 
 def check_starts(init: str | GradMax, plan: Plan, growths: Sequence[Growth]) -> None:

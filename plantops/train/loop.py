@@ -21,6 +21,7 @@ from plantops.train.adversarial import Adversarial
 from plantops.train.batches import Batch, batch_count, epoch_batches, eval_batches
 from plantops.train.data import ImageData
 from plantops.train.fused import fused, is_fused
+from plantops.train.logits import logits_of
 from plantops.train.objectives import full_precision, make_objective, make_optimizer
 from plantops.train.recipe import Recipe
 from plantops.train.schedule import learning_rate
@@ -99,14 +100,20 @@ def autocast(precision: str, device: torch.device) -> contextlib.AbstractContext
 
 
 def evaluate(model: nn.Module, data: ImageData, *, precision: str = "float32", channels_last: bool = False) -> Score:
-    """Cross entropy and accuracy of ``model`` on a part, in ``eval()`` and without a graph; the mode is put back."""
+    """Cross entropy and accuracy of ``model`` on a part, in ``eval()`` and without a graph; the mode is put back.
+
+    Raises:
+        ValueError: a part without images.
+    """
+    if len(data) == 0:
+        raise ArgumentError(f"data must hold at least one image to score, got {data!r}")
     was_training = model.training
     model.eval()
     tally = Tally(data.device)
     forward = fused(model, precision)
     with torch.no_grad(), autocast(precision, data.device):
         for batch in eval_batches(data, EVAL_BATCH, channels_last and not is_fused(forward)):
-            logits = full_precision(forward(batch.images))
+            logits = full_precision(logits_of(forward(batch.images)))
             tally.add(F.cross_entropy(logits, batch.labels, reduction="sum"), logits, batch.labels)
     model.train(was_training)
     return tally.score()
@@ -154,7 +161,7 @@ class Learner:
     def learn(self, forward: Callable[[], Tensor], labels: Tensor, teacher_logits: Tensor | None, tally: Tally) -> None:
         """Add the gradient of the objective on the logits that ``forward`` gives."""
         with autocast(self._precision, self._device):
-            logits = forward()
+            logits = logits_of(forward())
         loss = self._objective(logits, labels, teacher_logits, self._scaler.scale)
         if self._regularizer is not None:
             loss = loss + self._regularizer.add_gradient(self._scaler.scale)

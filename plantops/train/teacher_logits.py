@@ -7,6 +7,7 @@ import hashlib
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import safetensors
 import safetensors.torch
@@ -19,8 +20,10 @@ from plantops.train.data import ImageData
 from plantops.train.environment import INFORMATIVE, describe_environment
 from plantops.train.files import RunError, atomic_write_bytes
 from plantops.train.fused import fused
+from plantops.train.logits import logits_of
 
-Teacher = Callable[[Tensor], Tensor]
+Teacher = Callable[[Tensor], Any]
+"""From a batch to logits, or to something that has them as ``logits``."""
 
 EVAL_BATCH = 500
 
@@ -45,7 +48,8 @@ class TeacherLogits:
     until ``forget`` is called. A hit has the bits that computing it again would have.
 
     Args:
-        teacher: any callable from a batch to logits; a module is put in ``eval()``. It is never differentiated.
+        teacher: any callable from a batch to logits (or to an output that has them as ``logits``, as Hugging Face's
+            models give it); a module is put in ``eval()``. It is never differentiated.
         channels_last: memory format of the images that the teacher gets.
         cache_bytes: memory for the kept epochs; epochs that do not fit are computed each time.
         folder: where rows that are kept for good lie between runs, too; made when it is not there. Where it cannot be
@@ -125,7 +129,7 @@ class TeacherLogits:
         if self._channels_last and images.dim() == 4:
             images = images.contiguous(memory_format=torch.channels_last)
         with torch.no_grad():
-            return self._forward(images)
+            return logits_of(self._forward(images), "teacher")
 
     def table(self, data: ImageData, variants: int) -> Tensor:
         """The logits ``[variants N, K]`` of every version of every image, in the order of ``Batch.rows``."""

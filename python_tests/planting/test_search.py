@@ -211,7 +211,7 @@ def test_joint_training_after_a_round_moves_everything_and_the_next_round_freeze
 
 def test_the_last_joint_training_fills_the_path_up() -> None:
     assert search(max_rounds=1, path_epochs=7).epochs == 7
-    assert search(max_rounds=1, path_epochs=7, finetune_epochs=6).epochs == 2 + 6
+    assert search(max_rounds=1, path_epochs=7, finetune_epochs=6, objective="ce").epochs == 2 + 6
     assert search(max_rounds=1, path_epochs=1).epochs == 2
 
 
