@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import io
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
@@ -132,12 +131,12 @@ def read_config(path: Path, kind: type[Any]) -> dict[str, Any]:
     Raises:
         Mistake: no such file, not JSON, a name that is no option.
     """
+    from plantops.train.files import RunError, parse_json, read_regular
+
     try:
-        document = json.loads(path.expanduser().read_text(encoding="utf-8"))
-    except OSError as error:
-        raise Mistake(f"--config {path}: {error.strerror}. Give a JSON file, such as a run's config.json.") from None
-    except ValueError as error:
-        raise Mistake(f"--config {path}: not JSON ({error}).") from None
+        document = parse_json(read_regular(path.expanduser()), path)
+    except RunError as error:
+        raise Mistake(f"--config {error} It takes a JSON file of options, such as a run's config.json.") from None
     if isinstance(document, dict) and document.get("format") == "plantops-run":
         document = document.get("config")
     if not isinstance(document, dict):

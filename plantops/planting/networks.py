@@ -13,18 +13,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import safetensors
 import safetensors.torch
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from plantops.errors import ArgumentTypeError
 from plantops.models import PlantingNet
 from plantops.planting.state import fill, layer_widths
 from plantops.planting.zoo import LIBRARIES, SOURCE, make
-from plantops.train.files import RunError, atomic_write_bytes, atomic_write_text, explained
+from plantops.train.files import RunError, atomic_write_bytes, atomic_write_text, explained, parse_json, read_regular
 
 FORMAT, VERSION = "plantops-network", 1
 WEIGHTS, STRUCTURE, NETWORKS = "model.safetensors", "structure.json", "networks"
+MOST = 1 << 20
+"""Of an image's channels, rows and columns, and of classes."""
 BEST_FIRST = ("finetuned", "pruned", "planted", "uniform", "teacher", "initial")
 """Which network of a run is meant when none is named."""
 
@@ -54,38 +56,52 @@ class Network:
         """What made a network that is no ``PlantingNet``, e.g. ``torchvision:resnet18``."""
         return self.structure["arguments"].get("model")
 
-    def build(self, model: str | None = None) -> nn.Module:
+    def build(self, model: str | None = None, flag: str = "--model") -> nn.Module:
         """The network with its weights, in ``eval()``.
 
         Args:
             model: the name of the factory that made it, if that is the user's own (``package.module:factory``): code
                 is run only when it is named here, not because a file names it.
+            flag: what the command line calls ``model``, for the message.
 
         Raises:
             RunError: weights that are missing, damaged or of another network; a factory that was not named.
         """
         path = self.folder / WEIGHTS
-        with explained(path):
-            content = path.read_bytes()
+        content = read_regular(path)
         if hashlib.sha256(content).hexdigest() != self.structure.get("sha256"):
             raise RunError(f"{path}: damaged, its SHA-256 is not the one in {STRUCTURE}. Restore it or train again.")
         made_by = self.made_by
         if made_by is not None and made_by.partition(":")[0] not in LIBRARIES and made_by != model:
             raise RunError(
-                f"{self.folder}: made by {made_by}, which is run only if it is named: pass --model {made_by}."
+                f"{self.folder}: made by {made_by}, which is run only if it is named: pass {flag} {made_by}."
             )
         try:
             tensors = safetensors.torch.load(content)
             if made_by is None:
+                _check_fits(self.structure["arguments"], tensors)
                 network: nn.Module = PlantingNet(**self.structure["arguments"])
                 network.load_state_dict(tensors)
             else:
                 arguments = self.structure["arguments"]
                 network = make(made_by, arguments["num_classes"], arguments["shape"])
                 fill(network, self.structure["layers"], tensors)
-        except (safetensors.SafetensorError, RuntimeError, KeyError, TypeError, ValueError) as error:
-            raise RunError(f"{path}: does not fit its {STRUCTURE} ({error}).") from error
+        except Exception as error:  # whatever building and filling a network of odd numbers ends in
+            raise RunError(f"{path}: does not fit its {STRUCTURE} ({type(error).__name__}: {error}).") from error
         return network.eval()
+
+
+def _check_fits(arguments: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+    """The network of ``arguments`` has these tensors: found out before memory is asked for it."""
+    with torch.device("meta"):
+        expected = PlantingNet(**arguments).state_dict()
+    for name in sorted(expected.keys() | tensors.keys()):
+        wanted, got = (
+            (str(group[name].dtype), list(group[name].shape)) if name in group else "nothing"
+            for group in (expected, tensors)
+        )
+        if wanted != got:
+            raise RunError(f"{name} must be {wanted}, got {got}")
 
 
 def describe(model: PlantingNet) -> dict[str, Any]:
@@ -155,11 +171,11 @@ def find_network(path: str | os.PathLike[str], name: str | None = None) -> Netwo
         RunError: there is none; says what is there.
     """
     path = Path(path).expanduser()
-    if (path / STRUCTURE).is_file():
+    if os.path.lexists(path / STRUCTURE):
         return _read(path)
     with explained(path / NETWORKS):
         folders = sorted((path / NETWORKS).iterdir()) if (path / NETWORKS).is_dir() else []
-    networks = [_read(folder) for folder in folders if (folder / STRUCTURE).is_file()]
+    networks = [_read(folder) for folder in folders if os.path.lexists(folder / STRUCTURE)]
     if not path.exists():
         raise RunError(f"{path} does not exist. Give the folder of a run (what --out named).")
     if not networks:
@@ -180,17 +196,30 @@ def load_network(path: str | os.PathLike[str], name: str | None = None, model: s
 
 def _read(folder: Path) -> Network:
     path = folder / STRUCTURE
-    with explained(path):
-        content = path.read_bytes()
-    try:
-        structure = json.loads(content)
-    except ValueError as error:
-        raise RunError(f"{path}: damaged, it is not JSON ({error}).") from error
+    structure = parse_json(read_regular(path), path)
     if not isinstance(structure, dict) or structure.get("format") != FORMAT:
         raise RunError(f"{path}: not written by plantops (its format is not {FORMAT!r}).")
     if structure.get("version") != VERSION:
         raise RunError(f"{path}: network version {structure.get('version')}, this plantops reads {VERSION}.")
-    missing = [key for key in ("name", "role", "arguments", "data", "sha256") if key not in structure]
-    if missing or structure["role"] not in BEST_FIRST:
-        raise RunError(f"{path}: damaged, {missing[0] if missing else 'role'} is missing or unknown.")
+    for name, kind in (("name", str), ("role", str), ("arguments", dict), ("data", dict), ("sha256", str)):
+        if not isinstance(structure.get(name), kind):
+            raise RunError(f"{path}: damaged, {name} is missing or no {'text' if kind is str else 'object'}.")
+    if structure["role"] not in BEST_FIRST:
+        raise RunError(f"{path}: damaged, the role {structure['role']!r} is unknown.")
+    made_by, data = structure["arguments"].get("model"), structure["data"]
+    if not isinstance(made_by, str | None):
+        raise RunError(f"{path}: damaged, arguments.model is no text.")
+    shape, classes = data.get("shape"), data.get("num_classes")
+    sized = isinstance(shape, list) and len(shape) == 3 and all(type(s) is int and 0 < s <= MOST for s in shape)
+    if not sized or type(classes) is not int or not 0 < classes <= MOST or not isinstance(data.get("name"), str):
+        raise RunError(f"{path}: damaged, data must have a name, a shape of three sizes and num_classes.")
+    channels = shape[0]
+    for name in ("mean", "std"):
+        values = data.get(name)
+        if not isinstance(values, list) or len(values) != channels or not all(map(_finite, values)):
+            raise RunError(f"{path}: damaged, data.{name} must be {channels} numbers, one a channel.")
     return Network(folder, structure)
+
+
+def _finite(value: Any) -> bool:
+    return type(value) in (int, float) and abs(value) < 3e38

@@ -17,7 +17,6 @@ import hashlib
 import io
 import json
 import os
-import pickle
 import re
 import shutil
 from collections.abc import Mapping
@@ -25,13 +24,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor
 
 from plantops.errors import ArgumentError, ArgumentTypeError
-from plantops.train.files import RunError, atomic_write_bytes, atomic_write_text, explained, sync_folder, write_synced
+from plantops.train.files import (
+    RunError,
+    atomic_write_bytes,
+    atomic_write_text,
+    explained,
+    parse_json,
+    read_regular,
+    sync_folder,
+    write_synced,
+)
 
 __all__ = ["Checkpoint", "CheckpointError", "CheckpointStore", "atomic_write_bytes", "atomic_write_text"]
 
@@ -39,8 +46,8 @@ FORMAT = "plantops-checkpoint"
 VERSION = 1
 KEEP = 2
 WEIGHTS, STRUCTURE, STATE, MANIFEST = "weights.safetensors", "structure.json", "state.pt", "manifest.json"
-_STEP = re.compile(r"\d{6,}")
-_TEMPORARY = re.compile(r"\d{6,}\.tmp-.*")
+_STEP = re.compile(r"[0-9]{6,}")
+_TEMPORARY = re.compile(r"[0-9]{6,}\.tmp-.*")
 
 
 class CheckpointError(RunError):
@@ -155,11 +162,26 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     data = {name: _read_checked(path / name, manifest["files"][name]) for name in (WEIGHTS, STRUCTURE, STATE)}
     try:
         tensors = safetensors.torch.load(data[WEIGHTS])
-        structure = json.loads(data[STRUCTURE])
         state = torch.load(io.BytesIO(data[STATE]), map_location="cpu", weights_only=True)
-    except (safetensors.SafetensorError, ValueError, pickle.UnpicklingError, RuntimeError) as error:
-        raise CheckpointError(f"{path}: not a checkpoint of this program ({error}).") from error
+    except Exception as error:  # of other libraries, which have many for content that they do not know
+        raise CheckpointError(f"{path}: not a checkpoint of this program ({_words(error)}).") from error
+    structure = _parsed(data[STRUCTURE], path / STRUCTURE)
+    for name, value in ((STRUCTURE, structure), (STATE, state)):
+        if not isinstance(value, dict):
+            raise CheckpointError(f"{path / name}: must hold names and values, got {type(value).__name__}.")
     return Checkpoint(manifest["step"], tensors, structure, state, path)
+
+
+def _words(error: Exception) -> str:
+    """The first line of what another library says."""
+    return (str(error).strip().split("\n")[0] or type(error).__name__)[:200]
+
+
+def _parsed(text: bytes, path: Path) -> Any:
+    try:
+        return parse_json(text, path)
+    except RunError as error:
+        raise CheckpointError(str(error)) from error
 
 
 def check_plain(value: Any, where: str) -> None:
@@ -229,14 +251,9 @@ def _write_folder(final: Path, files: Mapping[str, bytes]) -> None:
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:
-    try:
-        manifest = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise CheckpointError(f"{path}: missing, so this is not a checkpoint.") from None
-    except OSError as error:
-        raise CheckpointError(f"{path}: {error.strerror}.") from error
-    except ValueError as error:
-        raise CheckpointError(f"{path}: damaged, it is not JSON ({error}).") from error
+    if not os.path.lexists(path):
+        raise CheckpointError(f"{path}: missing, so this is not a checkpoint.")
+    manifest = _parsed(_read(path), path)
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise CheckpointError(f"{path}: not written by plantops (its format is not {FORMAT!r}).")
     if manifest.get("version") != VERSION:
@@ -245,7 +262,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
             "Go on with the version of plantops that wrote it."
         )
     files = manifest.get("files")
-    if not isinstance(manifest.get("step"), int) or not isinstance(files, dict):
+    if type(manifest.get("step")) is not int or not isinstance(files, dict):
         raise CheckpointError(f"{path}: damaged, the step or the files are missing.")
     for name in (WEIGHTS, STRUCTURE, STATE):
         if not isinstance(files.get(name), dict):
@@ -255,11 +272,15 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     return manifest
 
 
-def _read_checked(path: Path, entry: Mapping[str, Any]) -> bytes:
+def _read(path: Path) -> bytes:
     try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise CheckpointError(f"{path}: {error.strerror}.") from error
+        return read_regular(path)
+    except RunError as error:
+        raise CheckpointError(str(error)) from error
+
+
+def _read_checked(path: Path, entry: Mapping[str, Any]) -> bytes:
+    data = _read(path)
     if len(data) != entry.get("bytes"):
         raise CheckpointError(f"{path}: damaged, {len(data)} bytes instead of {entry.get('bytes')}.")
     if _sha256(data) != entry.get("sha256"):

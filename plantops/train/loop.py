@@ -366,7 +366,7 @@ def load_tensors(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Copy entries of a state_dict into ``model``, keeping its devices and memory formats.
 
     Raises:
-        ValueError: an entry that the model has not, or with another shape; names it.
+        ValueError: an entry that the model has not, or with another shape or dtype; names it.
     """
     state = model.state_dict()
     with torch.no_grad():
@@ -374,4 +374,8 @@ def load_tensors(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
             if name not in state or state[name].shape != tensor.shape:
                 found = list(state[name].shape) if name in state else "no such entry"
                 raise ArgumentError(f"{name} must have the shape {list(tensor.shape)} of what is loaded, got {found}")
+            if state[name].dtype != tensor.dtype:
+                raise ArgumentError(
+                    f"{name} must have the dtype {tensor.dtype} of what is loaded, got {state[name].dtype}"
+                )
             state[name].copy_(tensor)

@@ -20,13 +20,15 @@ from typing import Any
 
 from plantops.train.checkpoint import CheckpointStore
 from plantops.train.environment import describe_environment, differences
-from plantops.train.files import TEMPORARY, RunError, atomic_write_text, explained
+from plantops.train.files import TEMPORARY, RunError, atomic_write_text, explained, parse_json, read_regular
 
 __all__ = ["Run", "RunError", "RunRecord", "read_run"]
 
 FORMAT = "plantops-run"
 VERSION = 1
 CONFIG, METRICS, LOCK, CHECKPOINTS = "config.json", "metrics.jsonl", ".lock", "checkpoints"
+_NO_LINK = getattr(os, "O_NOFOLLOW", 0)
+"""What a run writes in place is a file of its own: a link would have another file cut short."""
 
 
 @dataclass
@@ -60,11 +62,13 @@ class Run:
         self.checkpoints = CheckpointStore(path / CHECKPOINTS)
         self._lock = lock
         with explained(path / METRICS):
-            self._metrics = os.open(path / METRICS, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+            self._metrics = os.open(path / METRICS, os.O_RDWR | os.O_CREAT | os.O_APPEND | _NO_LINK, 0o666)
 
     @classmethod
     def create(cls, path: str | os.PathLike[str], config: Mapping[str, Any]) -> Run:
         """Start a run in a folder that does not exist yet or is empty; writes ``config.json`` with the environment.
+
+        What a process leaves that was killed before ``config.json`` was whole (a lock, a temporary file) is cleared.
 
         Raises:
             RunError: the folder holds something already, is in use, or cannot be written.
@@ -74,6 +78,7 @@ class Run:
             path.mkdir(parents=True, exist_ok=True)
             lock = _take_lock(path)
             with _released_on_error(lock):
+                _clear_unbegun(path)
                 held = sorted(entry.name for entry in os.scandir(path) if entry.name != LOCK)
                 if CONFIG in held:
                     raise RunError(
@@ -202,14 +207,11 @@ def read_run(path: str | os.PathLike[str]) -> RunRecord:
 
 def _read_config(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     file = path / CONFIG
-    if not file.is_file():
+    if not os.path.lexists(file):
+        if unbegun(path):
+            raise RunError(f"{path} was stopped before its run began: start it again, with --out {path}.")
         raise RunError(f"{path} is not a run: there is no {CONFIG} in it. Give the folder that --out named.")
-    with explained(file):
-        data = file.read_bytes()
-    try:
-        document = json.loads(data)
-    except ValueError as error:
-        raise RunError(f"{file}: damaged, it is not JSON ({error}). Restore it or start a new run.") from error
+    document = parse_json(read_regular(file), file)
     if not isinstance(document, dict) or document.get("format") != FORMAT:
         raise RunError(f"{file}: not written by plantops (its format is not {FORMAT!r}).")
     if document.get("version") != VERSION:
@@ -221,17 +223,13 @@ def _read_config(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def _read_metrics(path: Path) -> list[dict[str, Any]]:
     """A last line without its end (a power cut) is left out; anything else that is not a record is an error."""
-    if not path.exists():
+    if not os.path.lexists(path):
         return []
-    with explained(path):
-        lines = path.read_bytes().split(b"\n")[:-1]
+    lines = read_regular(path).split(b"\n")[:-1]
     records: list[dict[str, Any]] = []
     for number, line in enumerate(lines, 1):
-        try:
-            record = json.loads(line)
-        except ValueError as error:
-            raise RunError(f"{path}, line {number}: damaged, it is not JSON ({error}).") from error
-        if not isinstance(record, dict) or "kind" not in record:
+        record = parse_json(line, f"{path}, line {number}")
+        if not isinstance(record, dict) or not isinstance(record.get("kind"), str):
             raise RunError(f"{path}, line {number}: not a record of plantops, it has no kind.")
         records.append(record)
     return records
@@ -249,7 +247,7 @@ def _jsonable(value: Any) -> Any:
 
 def _take_lock(path: Path) -> int:
     """A lock that the operating system gives back when the process ends, however it ends."""
-    descriptor = os.open(path / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+    descriptor = os.open(path / LOCK, os.O_RDWR | os.O_CREAT | _NO_LINK, 0o666)
     try:
         import fcntl
     except ImportError:  # not a POSIX system: two processes in one folder are not noticed there
@@ -266,6 +264,24 @@ def _take_lock(path: Path) -> int:
     os.ftruncate(descriptor, 0)
     os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
     return descriptor
+
+
+def unbegun(path: str | os.PathLike[str]) -> bool:
+    """Whether ``path`` is an empty folder, or holds only what a process leaves that was killed before its run began."""
+    path = Path(path).expanduser()
+    with explained(path):
+        return path.is_dir() and all(entry.name == LOCK or _is_first_write(entry) for entry in os.scandir(path))
+
+
+def _is_first_write(entry: os.DirEntry[str]) -> bool:
+    return entry.name.startswith(f".{CONFIG}{TEMPORARY}") and entry.is_file(follow_symlinks=False)
+
+
+def _clear_unbegun(path: Path) -> None:
+    """The half-written configuration of a killed process; none is in use, for the lock is ours."""
+    for entry in list(os.scandir(path)):
+        if _is_first_write(entry):
+            os.unlink(entry.path)
 
 
 def _clear_temporaries(path: Path) -> None:

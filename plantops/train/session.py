@@ -25,9 +25,8 @@ from plantops.train.checkpoint import Checkpoint, CheckpointError
 from plantops.train.loop import EpochResult, Trainer
 from plantops.train.progress import NullProgress, Progress
 from plantops.train.run import Run
+from plantops.train.session_checkpoint import FORMAT, UNDER_WAY, Stored, checkpoint_of, config_hash
 from plantops.train.together import Alone, Part, Share, Together
-
-FORMAT = "plantops-session"
 
 
 class Interrupted(Exception):
@@ -173,7 +172,7 @@ class Session:
                     f"the checkpoint is in the middle of {', '.join(under_way.keys)}, "
                     f"but the run comes to {', '.join(keys)}"
                 )
-            trainer.load(under_way.tensors, under_way.state, under_way.epoch)
+            _take_up_training(trainer, under_way)
             seconds = list(under_way.seconds)
             self._records += under_way.records
             self._under_way = None
@@ -275,8 +274,14 @@ class Session:
             "format": FORMAT,
             "records": self._records,
             "metrics_bytes": self.run.metrics_length(),
+            "config_sha256": config_hash(self.run.config),
             "finished": {
-                key: {"result": work.result, "records": work.records, "epochs": work.epochs}
+                key: {
+                    "result": work.result,
+                    "records": work.records,
+                    "epochs": work.epochs,
+                    "tensors": sorted(work.tensors),
+                }
                 for key, work in self._finished.items()
             },
             "under_way": None,
@@ -298,31 +303,53 @@ class Session:
 
     @staticmethod
     def ended(run: Run) -> bool:
-        """Whether ``run`` came to its end, without taking anything up."""
-        checkpoint = run.checkpoints.latest()
-        return checkpoint is not None and "complete" in checkpoint.structure.get("finished", {})
+        """Whether ``run`` came to its end, without taking anything up. Raises RunError as taking it up does."""
+        checkpoint = checkpoint_of(run)
+        return checkpoint is not None and "complete" in checkpoint.structure["finished"]
 
     def _take_up(self, run: Run) -> None:
-        checkpoint = run.checkpoints.latest()
+        checkpoint = checkpoint_of(run)
         if checkpoint is None:
             run.cut_metrics(0)
             return
         structure = checkpoint.structure
-        if structure.get("format") != FORMAT:
-            raise CheckpointError(f"{checkpoint.path}: not a checkpoint of a run (its format is not {FORMAT!r}).")
         self.warning = checkpoint.warning
         self._step = checkpoint.step
         self._written = structure["records"]
         for key, entry in structure["finished"].items():
             tensors = _below(checkpoint, f"finished/{key}/")
-            self._finished[key] = Finished(entry["result"], tensors, entry["records"], entry["epochs"])
+            if "tensors" in entry and sorted(tensors) != entry["tensors"]:
+                raise CheckpointError(
+                    f"{checkpoint.path}: the tensors of {key} are not the {len(entry['tensors'])} named."
+                )
+            result = Stored(f"{checkpoint.path}: {key}", entry["result"])
+            self._finished[key] = Finished(result, tensors, entry["records"], entry["epochs"])
         if structure["under_way"] is not None:
-            fields = structure["under_way"]
+            fields = {name: structure["under_way"][name] for name in UNDER_WAY}
             own: list[Mapping[str, Tensor]] = [
                 _below(checkpoint, f"under_way/{place}/") for place in range(len(fields["keys"]))
             ]
             self._under_way = _UnderWay(**fields, tensors=own, state=checkpoint.state)
         run.cut_metrics(structure["metrics_bytes"])
+
+
+def _take_up_training(trainer: Together, under_way: _UnderWay) -> None:
+    """Put the trainer where the checkpoint was.
+
+    Raises:
+        CheckpointError: what the checkpoint holds is not of this training.
+    """
+    where = f"the checkpoint in the middle of {', '.join(under_way.keys)} does not fit this training"
+    for key, own, stored in zip(under_way.keys, trainer.tensors(), under_way.tensors, strict=True):
+        facts = [{name: (str(t.dtype), list(t.shape)) for name, t in tensors.items()} for tensors in (own, stored)]
+        for name in sorted(facts[0].keys() | facts[1].keys()):
+            expected, got = (fact.get(name, "nothing") for fact in facts)
+            if expected != got:
+                raise CheckpointError(f"{where}: {name} of {key} must be {expected}, got {got}.")
+    try:
+        trainer.load(under_way.tensors, under_way.state, under_way.epoch)
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{where}: its state is of another one ({type(error).__name__}: {error}).") from error
 
 
 def _last(epoch: EpochResult) -> dict[str, Any]:

@@ -115,6 +115,25 @@ def test_open_refuses_what_is_no_run(tmp_path):
             read_run(tmp_path)
 
 
+@pytest.mark.parametrize("left", [[], [".lock"], [".lock", ".config.json.tmp-4711"]], ids=["nothing", "lock", "half"])
+def test_a_process_that_is_killed_before_its_configuration_is_whole(left, tmp_path):
+    for name in left:
+        (tmp_path / name).write_text("{")
+    for look in (Run.open, read_run):
+        with pytest.raises(RunError, match=r"was stopped before its run began: start it again, with --out"):
+            look(tmp_path)
+    Run.create(tmp_path, {"lr": 0.1}).close()
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == [".lock", "config.json", "metrics.jsonl"]
+    assert read_run(tmp_path).config == {"lr": 0.1}
+
+
+def test_what_only_looks_like_a_half_written_configuration_is_kept(tmp_path):
+    (tmp_path / ".config.json.tmp-1").mkdir()
+    with pytest.raises(RunError, match="is not empty"):
+        Run.create(tmp_path, {})
+    assert (tmp_path / ".config.json.tmp-1").is_dir()
+
+
 HOLDER = """
 import sys
 from plantops.train import Run

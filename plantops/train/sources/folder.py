@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from plantops.train.files import RunError, open_regular
 from plantops.train.sources.base import DataError, RawData, RawPart, require
 
+MOST_PIXELS = 1 << 26
+"""Of one picture, 8192 x 8192: a small file may claim a picture that no memory holds."""
 SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 GREY_MODES = {"1", "L", "LA"}
 
@@ -26,7 +32,9 @@ def read_folder(path: str | os.PathLike[str], image_size: int | None = None) -> 
         image_size: resize every picture to this square (bilinear, antialiased); without it all must have one size.
 
     Raises:
-        DataError: no such folder, no classes, an empty class, a picture that cannot be read, sizes that differ.
+        DataError: no such folder, no classes, an empty class, a picture that cannot be read, sizes that differ; a
+            picture of more than ``MOST_PIXELS``; something with a picture's name that is no file (a named pipe), or a
+            symbolic link out of ``path``.
     """
     root = Path(path).expanduser()
     if not root.is_dir():
@@ -40,6 +48,8 @@ def read_folder(path: str | os.PathLike[str], image_size: int | None = None) -> 
     if parted:
         folders.update({part: root / part for part in ("val", "test") if (root / part).is_dir()})
     files = {part: _list_files(folder, names) for part, folder in folders.items()}
+    for listed in files.values():
+        _check_inside(root, [file for file, _ in listed])
     everything = [entry for listed in files.values() for entry in listed]
     images = _read_pictures([file for file, _ in everything], image_size)
     labels = torch.tensor([label for _, label in everything], dtype=torch.int64)
@@ -58,7 +68,8 @@ def _list_files(folder: Path, names: tuple[str, ...]) -> list[tuple[Path, int]]:
     for label, name in enumerate(names):
         if not (folder / name).is_dir():
             continue
-        files = sorted(file for file in (folder / name).rglob("*") if file.suffix.lower() in SUFFIXES)
+        named = (file for file in (folder / name).rglob("*") if file.suffix.lower() in SUFFIXES)
+        files = sorted(file for file in named if not file.is_dir())
         if not files:
             raise DataError(f"{folder / name}: no pictures ({', '.join(sorted(SUFFIXES))}).")
         listed += [(file, label) for file in files]
@@ -67,11 +78,27 @@ def _list_files(folder: Path, names: tuple[str, ...]) -> list[tuple[Path, int]]:
     return listed
 
 
+def _check_inside(root: Path, files: list[Path]) -> None:
+    """A folder of pictures from elsewhere names nothing outside itself."""
+    inside = root.resolve()
+    for file in files:
+        place = Path(os.path.realpath(file))
+        if not place.is_relative_to(inside):
+            raise DataError(f"{file}: a symbolic link out of {root}, to {place}. Put the picture itself in its place.")
+
+
 def _read_pictures(files: list[Path], image_size: int | None) -> Tensor:
     """uint8 ``[N, C, H, W]``."""
     grey = {_is_grey(file) for file in files} == {True}  # looks at every file: 16-bit ones are refused
     first = _read_picture(files[0], grey, image_size)
-    images = torch.empty((len(files), *first.shape), dtype=torch.uint8)
+    try:
+        images = torch.empty((len(files), *first.shape), dtype=torch.uint8)
+    except RuntimeError as error:
+        size = len(files) * first.size / 1e9
+        raise DataError(
+            f"{len(files):,} pictures of {first.shape[1]}x{first.shape[2]} pixels take {size:.1f} GB, more than there "
+            "is: pass a smaller --image-size."
+        ) from error
     for position, file in enumerate(files):
         pixels = _read_picture(file, grey, image_size)
         if pixels.shape != first.shape:
@@ -88,8 +115,8 @@ def _read_picture(file: Path, grey: bool, image_size: int | None) -> np.ndarray:
     with _open(file) as opened:
         try:
             picture = opened.convert("L" if grey else "RGB")
-        except (OSError, ValueError) as error:
-            raise DataError(f"{file}: damaged picture ({error}). Replace or remove it.") from error
+        except Exception as error:  # decoders have many errors for content that they do not know
+            raise DataError(f"{file}: damaged picture ({_words(error)}). Replace or remove it.") from error
         if image_size is not None and picture.size != (image_size, image_size):
             picture = picture.resize((image_size, image_size), _pillow().Resampling.BILINEAR)
         pixels = np.array(picture, dtype=np.uint8)
@@ -103,11 +130,36 @@ def _is_grey(file: Path) -> bool:
         return opened.mode in GREY_MODES
 
 
-def _open(file: Path) -> Any:
+@contextmanager
+def _open(file: Path) -> Iterator[Any]:
+    """The picture as Pillow opens it: its size and mode are known, nothing is decoded yet."""
+    pillow = _pillow()
     try:
-        return _pillow().open(file)
-    except OSError as error:
-        raise DataError(f"{file}: not a picture that Pillow can read ({error}). Replace or remove it.") from error
+        content = open_regular(file)
+    except RunError as error:
+        raise DataError(str(error)) from error
+    with content:
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", pillow.DecompressionBombWarning)  # our own limit is below its
+                opened = pillow.open(content)
+        except pillow.DecompressionBombError as error:
+            raise _too_large(file, "too many") from error
+        except Exception as error:
+            text = "of no known kind" if isinstance(error, pillow.UnidentifiedImageError) else _words(error)
+            raise DataError(f"{file}: not a picture that Pillow can read ({text}). Replace or remove it.") from error
+        if opened.width * opened.height > MOST_PIXELS:
+            raise _too_large(file, f"{opened.height}x{opened.width}")
+        with opened:
+            yield opened
+
+
+def _too_large(file: Path, size: str) -> DataError:
+    return DataError(f"{file}: {size} pixels, more than the {MOST_PIXELS:,} that are read. Shrink or remove it.")
+
+
+def _words(error: Exception) -> str:
+    return str(error) or type(error).__name__
 
 
 def _pillow() -> Any:

@@ -47,7 +47,7 @@ def read_stl10(root: str | os.PathLike[str] | None = None, download: bool = Fals
         folder = _download(root)
     if folder is None:
         raise missing("STL-10", FOLDER, URL, ARCHIVE, root)
-    names = tuple(read_bytes(folder / "class_names.txt").decode("ascii").split())
+    names = tuple(read_bytes(folder / "class_names.txt").decode("ascii", "replace").split())
     if len(names) != CLASSES:
         raise DataError(f"{folder / 'class_names.txt'}: {len(names)} names, expected {CLASSES}. {_redo()}")
     return RawData(_read_part(folder, "train"), None, _read_part(folder, "test"), names)
