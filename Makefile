@@ -1,5 +1,5 @@
 # make plant   set up, then run the main job: plant a network on the embedded digits and write its report
-# make test    set up, then run the test suite
+# make test    set up, then run the tests that answer in minutes; make test-all runs every test. JOBS=2 processes each.
 # The environment is made in .venv; VENV=DIR puts it elsewhere, PYTHON=python3.12 chooses the interpreter, TORCH="torch==2.13.0"
 # pins torch. Nothing but Python (with venv) must be there; with a C++ compiler the CPU kernels are compiled, without one
 # every op works through ATen and the build says so.
@@ -12,7 +12,11 @@ export PLANTOPS_BUILD
 PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
 SOURCES := $(shell find csrc -type f) CMakeLists.txt setup.py pyproject.toml
 
-.PHONY: plant test kernel-report lint format wheel setup clean help
+# Processes that share the tests, with one thread each.
+JOBS ?= 2
+PYTEST := OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n $(JOBS) --dist worksteal
+
+.PHONY: plant test test-all kernel-report lint format wheel setup clean help
 
 help:
 	@sed -n 's/^# //p' Makefile | head -5
@@ -35,7 +39,10 @@ plant: setup
 	$(VENV)/bin/plantops plant --data digits --uniform 4,6,8
 
 test: setup
-	$(VENV)/bin/python -m pytest
+	$(PYTEST)
+
+test-all: setup
+	$(PYTEST) -m ""
 
 # Registers, stack and shared memory of every GPU kernel for every architecture. Needs Triton, but no GPU.
 kernel-report: setup

@@ -46,7 +46,7 @@ def run(*command: str) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, *command], cwd=ROOT, env=environment, capture_output=True, text=True)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_one_configuration_of_each_kernel_compiles_without_a_stack():
     result = run("-c", ONE_OF_EACH)
     assert result.returncode == 0, result.stderr

@@ -59,7 +59,7 @@ def stopped_and_taken_up(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path
     return folder, done.stdout
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_stopped_and_taken_up_it_ends_in_the_table(stopped_and_taken_up: tuple[Path, str]) -> None:
     folder, printed = stopped_and_taken_up
     rows = rows_of(folder)
@@ -73,7 +73,7 @@ def test_stopped_and_taken_up_it_ends_in_the_table(stopped_and_taken_up: tuple[P
     assert again.stdout.splitlines()[1:] == printed[printed.rindex("network ") :].splitlines()
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_side_by_side_it_is_the_same_table(stopped_and_taken_up: tuple[Path, str], tmp_path: Path) -> None:
     whole = stopped_and_taken_up[0]
     stopped = call(tmp_path, "--side-by-side", "3", "--minutes", "0.06")
@@ -86,7 +86,7 @@ def test_side_by_side_it_is_the_same_table(stopped_and_taken_up: tuple[Path, str
     assert results[0] == results[1]
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_teacher_that_is_there_and_a_part_of_the_images(
     stopped_and_taken_up: tuple[Path, str], tmp_path: Path
 ) -> None:

@@ -62,7 +62,7 @@ def resume_to_the_end(run: Path, draw: random.Random, most: int) -> int:
         kills += 1
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_killed_again_and_again(whole: Path, tmp_path: Path) -> None:
     draw = random.Random(0)
     run = tmp_path / "run"
@@ -92,7 +92,7 @@ def test_a_finished_run_is_not_resumed(whole: Path) -> None:
     assert len(again.stderr.splitlines()) == 1
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_interrupt_says_how_to_go_on(whole: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
@@ -111,7 +111,7 @@ def test_interrupt_says_how_to_go_on(whole: Path, tmp_path: Path) -> None:
     assert len(list((run / "checkpoints").iterdir())) == 1
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("kill_at", [0, 8], ids=["both live", "one dies"])
 def test_two_processes_are_one(whole: Path, tmp_path: Path, kill_at: int) -> None:
     """Under torchrun the candidates of a round are spread; a process that dies costs time, nothing else."""

@@ -38,7 +38,7 @@ def call(*command: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_study_is_runs_and_a_table(tmp_path: Path) -> None:
     teacher = tmp_path / "teacher"
     made = call(

@@ -26,7 +26,9 @@ def stepped(
     """The input [N, C, *] and stride to compute with, the sum being the same."""
     if x.device.type != "cpu" or not is_stepped(kernel, stride, padding):
         return x, stride
-    return x[(..., *(slice(None, None, step) for step in stride))], [1] * len(stride)
+    for dim, step in enumerate(stride, 2):
+        x = x[(slice(None),) * dim + (slice(None, None, step),)]
+    return x, [1] * len(stride)
 
 
 def has_narrow_steps(model: nn.Module) -> bool:

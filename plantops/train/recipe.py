@@ -61,7 +61,8 @@ class Recipe:
         regularizer: added to the objective; None: nothing.
         augment: random crop and flip.
         precision: ``float32``, or autocast to ``bf16`` or (on CUDA, with loss scaling) ``fp16``.
-        channels_last: memory format of images and convolution weights.
+        channels_last: memory format of images and convolution weights; on a CPU a network with a strided 1x1
+            convolution of fewer than 16 channels keeps the plain one, since torch can crash on it otherwise.
 
     Raises:
         ValueError: names the field, what was expected and what came.

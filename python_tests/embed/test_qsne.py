@@ -40,7 +40,7 @@ def test_scikit_learns_checks():
     check_estimator(QSNE(max_iter=20))
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("q", PUBLISHED)
 def test_digits_reach_the_published_divergence(q: float):
     images, labels = load_digits(return_X_y=True)

@@ -121,8 +121,8 @@ def test_triton_too(taken):
 
 
 @pytest.mark.parametrize("input_grad", ["full", "planted", "none"])
-@pytest.mark.parametrize("needs", [set(n) for r in range(6) for n in itertools.combinations(NAMES, r)], ids=str)
-def test_every_set_of_gradients(needs: set[str], input_grad: str, taken):
+@pytest.mark.parametrize("needs", [n for r in range(6) for n in itertools.combinations(NAMES, r)], ids="+".join)
+def test_every_set_of_gradients(needs: tuple[str, ...], input_grad: str, taken):
     for case in (WIDE, Case(fi=14, pi=2, fo=12, po=4, start=3, addend=True)):
         problem = Problem.of(case, torch.float32)
         for name, tensor in problem.trained.items():

@@ -195,13 +195,14 @@ def test_layouts_are_read_and_answered(impl: str, groups: str, penalty: str):
         assert our_grad.stride() == torch.empty_like(variant).stride(), name
 
 
-@pytest.mark.parametrize("groups", GROUPS)
-def test_native_repeats_bit_for_bit_for_any_number_of_threads(groups: str, set_threads):
+@pytest.mark.parametrize("impl", implementations("group_sparsity")[2:3])
+@each_groups
+def test_native_repeats_bit_for_bit_for_any_number_of_threads(impl: str, groups: str, set_threads):
     layers = weights(torch.float32, (*SHAPES, (70, 90, 3, 3)))
     results = []
     for threads in (1, 2, 3):
         set_threads(threads)
-        results.append(group_sparsity_value_and_grad(layers, "group_lasso", groups, l1=0.1, impl="native"))
+        results.append(group_sparsity_value_and_grad(layers, "group_lasso", groups, l1=0.1, impl=impl))
     for value, grads in results[1:]:
         assert torch.equal(value, results[0][0])
         assert all(torch.equal(a, b) for a, b in zip(grads, results[0][1], strict=True))

@@ -126,7 +126,9 @@ def test_half_precision_is_rounded_once(dtype: torch.dtype, impl: str):
         low.trained["addend"].copy_(-low.to(F64).joined(before="addend"))
         exact = low.to(F64).joined()
         y = planted(low, impl)
-    noise = 2.0**-20 if y.device.type == "cpu" else 2.0**-17  # of the sum in float32; tensor cores cut it off
+        noise = 4 * float((low.to(torch.float32).joined().double() - exact).abs().max())  # other orders of the sum
+    if y.device.type != "cpu":
+        noise = max(noise, 2.0**-17)  # tensor cores cut the sum off
     assert float((y.double() - exact).abs().max()) <= float(exact.abs().max()) * torch.finfo(dtype).eps / 2 + noise
 
 

@@ -172,7 +172,7 @@ def training_step(x, frozen, weight_out, weight_in, bias_out):
     return F.log_softmax(y.flatten(1), 1).square().mean()
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("dynamic", [False, True])
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])

@@ -16,6 +16,7 @@ from plantops.functional import qsne_kl, qsne_kl_value_and_grad
 QS = (1.0, 1.0001, 1.1, 1.5, 2.0, 2.5, 2.9)
 pytestmark = pytest.mark.filterwarnings("ignore:Sparse CSR tensor support")
 each_impl = pytest.mark.parametrize("impl", implementations("qsne_kl")[:3])  # Triton: test_triton_companions.py
+native = pytest.mark.parametrize("impl", implementations("qsne_kl")[2:3])
 each_q = pytest.mark.parametrize("q", QS)
 
 
@@ -217,14 +218,15 @@ def test_edges_are_finite(impl: str, q: float):
     assert grad.isnan().any(1).all()
 
 
+@native
 @pytest.mark.parametrize("density", [1.0, 0.1])
-def test_native_repeats_bit_for_bit_for_any_number_of_threads(density: float, set_threads):
+def test_native_repeats_bit_for_bit_for_any_number_of_threads(impl: str, density: float, set_threads):
     p = similarities(700, density).float()
     p = p if density == 1.0 else sparse_csr(p)
     results = []
     for threads in (1, 2, 3):
         set_threads(threads)
-        results.append(qsne_kl_value_and_grad(points(700, 2).float(), p, 1.5, impl="native"))
+        results.append(qsne_kl_value_and_grad(points(700, 2).float(), p, 1.5, impl=impl))
     for value, grad in results[1:]:
         assert torch.equal(value, results[0][0])
         assert torch.equal(grad, results[0][1])
@@ -237,7 +239,8 @@ def test_writes_everything(impl: str, poisoned):
     assert grad.isfinite().all()
 
 
-def test_native_refuses_indices_outside():
+@native
+def test_native_refuses_indices_outside(impl: str):
     y, values = points(3, 2), torch.full((2,), 0.5, dtype=torch.float64)
     for crow, col, message in (
         ([0, 1, 1, 2], [0, 3], r"col: expected column indices in \[0, 3\)"),
@@ -247,7 +250,7 @@ def test_native_refuses_indices_outside():
         ([0, 1, 2], [0, 1], r"crow: expected shape \[4\], got \[3\]"),
     ):
         with pytest.raises(ValueError, match=message):
-            torch.ops.plantops.qsne_kl(y, values, torch.tensor(crow), torch.tensor(col), 2.0, 1.0, True, "native")
+            torch.ops.plantops.qsne_kl(y, values, torch.tensor(crow), torch.tensor(col), 2.0, 1.0, True, impl)
 
 
 def test_keeps_the_gradient_and_nothing_else():
