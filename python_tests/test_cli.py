@@ -18,6 +18,7 @@ from plantops import cli
 from plantops._cli import parse
 from plantops._cli.mistakes import Mistake
 from plantops._cli.options import PlantOptions
+from plantops.models import count_parameters
 from plantops.planting import load_network
 from plantops.train import files
 from plantops.train.run import read_run
@@ -72,6 +73,29 @@ def test_train_and_teacher_and_a_loaded_teacher(capsys: pytest.CaptureFixture[st
     ]
 
 
+@pytest.mark.parametrize(
+    ("arguments", "option", "name"),
+    [
+        (["train", "--widths", "2", "--epochs", "1", "--loss", "kl"], "--teacher", "teacher"),
+        (["plant", *SHORT], "--teacher", "teacher"),
+        (["prune", "--max-params", "2000"], "--network", "planted"),
+    ],
+)
+def test_the_teacher_of_a_run_teaches(
+    arguments: list[str], option: str, name: str, planted: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main([*arguments, *QUICK, option, str(planted), "--out", "second"]) == 0
+    parameters = count_parameters(load_network(planted, name))
+    assert f"{option}: {name} of {planted}, {parameters:,} parameters\n" in capsys.readouterr().out
+    if arguments[0] == "plant":
+        ours, theirs = (load_network(run, "teacher").state_dict() for run in ("second", planted))
+        assert all(torch.equal(ours[key], value) for key, value in theirs.items())
+    # A network's own folder is that network.
+    one = planted / "networks" / "initial"
+    assert cli.main(["train", *QUICK, *["--widths", "2", "--epochs", "1", "--loss", "kl"], "--teacher", str(one)]) == 0
+    assert f"--teacher: initial of {one}" in capsys.readouterr().out
+
+
 def test_train_with_a_regularizer(capsys: pytest.CaptureFixture[str]) -> None:
     flags = ["--widths", "4", "--epochs", "1", "--regularizer", "group_lasso", "--regularizer-groups", "neuron"]
     assert cli.main(["train", *QUICK, *flags, "--regularizer-strength", "0.01", "--out", "r"]) == 0
@@ -81,7 +105,7 @@ def test_train_with_a_regularizer(capsys: pytest.CaptureFixture[str]) -> None:
         lines = [json.loads(line) for line in (Path(run) / "metrics.jsonl").read_text().splitlines()]
         losses += [line["train_loss"] for line in lines if line.get("kind") == "epoch"]
     assert losses[0] > losses[1] + 0.01
-    assert "strength must be finite" in one_line(
+    assert "strength must be 0 or more, got -1.0" in one_line(
         ["train", *QUICK, "--regularizer", "l1", "--regularizer-strength", "-1"], capsys
     )
 

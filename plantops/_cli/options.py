@@ -94,8 +94,8 @@ class OptimizerOptions:
 @dataclass(frozen=True, kw_only=True)
 class TeacherOptions:
     teacher: str | None = None
-    """Run (or network folder) whose network teaches; or, with --model, torchvision:NAME, timm:NAME or MODULE:FACTORY,
-    trained in this run. Without it a teacher is trained in this run."""
+    """Run whose teacher teaches here (its own network where it has none), or a network's folder; or, with --model,
+    torchvision:NAME, timm:NAME or MODULE:FACTORY, trained in this run. Without it a teacher is trained in this run."""
     teacher_width: int = 32
     """Width of the teacher that is trained here."""
     teacher_epochs: int = 40
@@ -234,7 +234,7 @@ class PruneOptions(DataOptions, MachineOptions, OptimizerOptions):
     samples: int = 1024
     """Training images that filters are scored on."""
     teacher: str | None = None
-    """Run whose network teaches the fine-tuning; default: the network before it was pruned."""
+    """Run whose teacher (else network) teaches the fine-tuning; default: the network before it was pruned."""
     finetune_epochs: int = 0
     """Epochs of training what is left."""
     lr: float = 0.01

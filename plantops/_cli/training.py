@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -15,8 +16,9 @@ from plantops._cli import build, running
 from plantops._cli.looking import write
 from plantops._cli.mistakes import Mistake, mistakes
 from plantops._cli.options import PlantOptions, TeacherOptions, TeacherRunOptions, TrainOptions
+from plantops.models import count_parameters
 from plantops.planting.experiment import ExperimentResult, check_experiment, run_experiment, train_network
-from plantops.planting.networks import find_network
+from plantops.planting.networks import find_network, find_teacher
 from plantops.train.data import ImageData
 from plantops.train.ranked_session import RankedSession
 from plantops.train.ranks import ranks_of_environment
@@ -111,7 +113,10 @@ def load_teacher(
     model: str | None = None,
     flag: str = "--teacher",
 ) -> nn.Module | None:
-    """The network of ``--teacher``, checked against the data.
+    """The network of ``--teacher``, checked against the data; says which network of the run that is.
+
+    A run's teacher teaches where it has one, else the network that the run is about; ``--network`` of ``prune`` is
+    always the latter.
 
     ``model``: the user's own factory that may be run; ``flag``: what the option is called.
 
@@ -120,7 +125,8 @@ def load_teacher(
     """
     if options.teacher is None:
         return None
-    network = find_network(Path(options.teacher))
+    find = find_teacher if flag == "--teacher" else find_network
+    network = find(Path(options.teacher))
     data = network.data
     if (data["num_classes"], tuple(data["shape"])) != (train.num_classes, train.shape):
         raise Mistake(
@@ -128,7 +134,10 @@ def load_teacher(
             f"{list(data['shape'])}), this run's data has {train.num_classes} classes, images {list(train.shape)}: "
             "give a network of the same data."
         )
-    return network.build(model).to(device)
+    built = network.build(model).to(device)
+    if os.environ.get("RANK", "0") == "0":
+        print(f"{flag}: {network.name} of {options.teacher}, {count_parameters(built):,} parameters", flush=True)
+    return built
 
 
 def logits_folder(options: TeacherOptions, teacher: nn.Module | None) -> Path | None:
@@ -136,7 +145,7 @@ def logits_folder(options: TeacherOptions, teacher: nn.Module | None) -> Path | 
 
     None for a network of the user's own factory: what its code computes can change unseen.
     """
-    if teacher is None or options.teacher is None or find_network(Path(options.teacher)).made_by is not None:
+    if teacher is None or options.teacher is None or find_teacher(Path(options.teacher)).made_by is not None:
         return None
     return Path(options.teacher) / "logits"
 

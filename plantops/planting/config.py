@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from plantops.errors import ArgumentError
+from plantops.errors import ArgumentError, ArgumentTypeError
 from plantops.planting.gradmax import GradMax
 from plantops.train.batches import Augment
-from plantops.train.recipe import Recipe, check_choice, check_minimum, check_range
+from plantops.train.recipe import Recipe, check_choice, check_flag, check_minimum, check_rate, check_type
 
 SELECTIONS = ("loss", "loss_per_parameter")
 SWEEPS = ("shared", "loop")
@@ -110,10 +110,15 @@ class PlanterConfig:
         check_minimum("sites_per_round", self.sites_per_round, 1)
         for name in ("joint", "finetune"):
             check_minimum(f"{name}_epochs", getattr(self, f"{name}_epochs"), 0)
-            lr = getattr(self, f"{name}_lr")
-            check_range(f"{name}_lr", lr, lr > 0, "above 0")
+            check_rate(f"{name}_lr", getattr(self, f"{name}_lr"))
         if self.path_epochs is not None:
             check_minimum("path_epochs", self.path_epochs, 0)
+        check_flag("grow_linear", self.grow_linear)
+        check_type("seed", self.seed, int)
+        if not isinstance(self.init, GradMax):
+            check_type("init", self.init, str)
+        if isinstance(self.sites, str) or not all(isinstance(pattern, str) for pattern in self.sites):
+            raise ArgumentTypeError(f"sites must be several patterns, as in ('layer3.*',), got {self.sites!r}")
         self.recipe()
 
     def recipe(self, **changes: Any) -> Recipe:

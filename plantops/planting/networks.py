@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -159,13 +159,16 @@ def save_network(
     return folder
 
 
-def find_network(path: str | os.PathLike[str], name: str | None = None) -> Network:
+def find_network(
+    path: str | os.PathLike[str], name: str | None = None, *, first: Sequence[str] = BEST_FIRST
+) -> Network:
     """A network by its own folder, or by its run's.
 
     Args:
         path: a run folder, or a folder with ``structure.json``.
         name: which network of the run (``teacher``, ``initial``, ``planted``, ...); default: the one that the run is
             about: fine-tuned, else planted, else a uniform one, else the teacher.
+        first: without a name: the roles in the order in which they are meant.
 
     Raises:
         RunError: there is none; says what is there.
@@ -181,12 +184,17 @@ def find_network(path: str | os.PathLike[str], name: str | None = None) -> Netwo
     if not networks:
         raise RunError(f"{path} holds no finished network. Is it a run, and did it end? (--resume {path} goes on.)")
     if name is None:
-        return min(networks, key=lambda network: BEST_FIRST.index(network.role))
+        return min(networks, key=lambda network: [*first, *BEST_FIRST].index(network.role))
     for network in networks:
         if network.name == name:
             return network
     names = ", ".join(network.name for network in networks)
     raise RunError(f"{path} has no network {name!r}; it has {names}.")
+
+
+def find_teacher(path: str | os.PathLike[str]) -> Network:
+    """The network of a run that teaches another one: its teacher where it has one, else as ``find_network`` chooses."""
+    return find_network(path, first=("teacher",))
 
 
 def load_network(path: str | os.PathLike[str], name: str | None = None, model: str | None = None) -> nn.Module:

@@ -33,8 +33,10 @@ class Augment:
     flip: bool = False
 
     def __post_init__(self) -> None:
-        if self.crop < 0:
-            raise ArgumentError(f"crop must be 0 or more pixels, got {self.crop}")
+        if not isinstance(self.crop, int) or isinstance(self.crop, bool) or self.crop < 0:
+            raise ArgumentError(f"crop must be 0 or more whole pixels, got {self.crop!r}")
+        if not isinstance(self.flip, bool):
+            raise ArgumentError(f"flip must be True or False, got {self.flip!r}")
 
     def __bool__(self) -> bool:
         return self.crop > 0 or self.flip

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from numbers import Real
 
 from torch import nn
 
-from plantops.errors import ArgumentError
+from plantops.errors import ArgumentError, ArgumentTypeError
 from plantops.nn import GroupSparsity
 from plantops.ops.group_sparsity import GROUPS, PENALTIES
 from plantops.train.batches import Augment
@@ -34,8 +36,8 @@ class Regularizer:
     def __post_init__(self) -> None:
         check_choice("penalty", self.penalty, tuple(PENALTIES))
         check_choice("groups", self.groups, GROUPS)
-        check_range("strength", self.strength, 0 <= self.strength < float("inf"), "finite and 0 or more")
-        check_range("mix", self.mix, 0 <= self.mix <= 1, "from 0 to 1")
+        check_range("strength", self.strength, lambda value: value >= 0, "0 or more")
+        check_range("mix", self.mix, lambda value: 0 <= value <= 1, "from 0 to 1")
 
     def of(self, model: nn.Module) -> GroupSparsity:
         """The term over the convolutions of ``model``. Raises ValueError where it has none."""
@@ -92,13 +94,17 @@ class Recipe:
         check_choice("optimizer", self.optimizer, OPTIMIZERS)
         check_choice("schedule", self.schedule, SCHEDULES)
         check_choice("precision", self.precision, PRECISIONS)
-        check_range("lr", self.lr, self.lr > 0, "above 0")
-        check_range("momentum", self.momentum, 0 <= self.momentum < 1, "from 0 to below 1")
-        check_range("weight_decay", self.weight_decay, self.weight_decay >= 0, "0 or more")
-        check_range("discriminator_lr", self.discriminator_lr, self.discriminator_lr > 0, "above 0")
-        check_range("temperature", self.temperature, self.temperature > 0, "above 0")
-        check_range("alpha", self.alpha, 0 <= self.alpha <= 1, "from 0 to 1")
-        check_range("label_smoothing", self.label_smoothing, 0 <= self.label_smoothing < 1, "from 0 to below 1")
+        check_rate("lr", self.lr)
+        check_range("momentum", self.momentum, lambda value: 0 <= value < 1, "from 0 to below 1")
+        check_range("weight_decay", self.weight_decay, lambda value: value >= 0, "0 or more")
+        check_rate("discriminator_lr", self.discriminator_lr)
+        check_range("temperature", self.temperature, lambda value: value > 0, "above 0")
+        check_range("alpha", self.alpha, lambda value: 0 <= value <= 1, "from 0 to 1")
+        check_range("label_smoothing", self.label_smoothing, lambda value: 0 <= value < 1, "from 0 to below 1")
+        check_flag("channels_last", self.channels_last)
+        if self.regularizer is not None:
+            check_type("regularizer", self.regularizer, Regularizer)
+        check_type("augment", self.augment, Augment)
 
     @property
     def needs_teacher(self) -> bool:
@@ -107,7 +113,7 @@ class Recipe:
 
 def check_choice(name: str, value: object, allowed: Sequence[str]) -> None:
     """Raises ValueError when ``value`` is none of ``allowed``."""
-    if value not in allowed:
+    if not isinstance(value, str) or value not in allowed:
         raise ArgumentError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
 
 
@@ -117,7 +123,28 @@ def check_minimum(name: str, value: int, minimum: int) -> None:
         raise ArgumentError(f"{name} must be an integer of at least {minimum}, got {value!r}")
 
 
-def check_range(name: str, value: float, inside: bool, expected: str) -> None:
-    """Raises ValueError unless ``inside``, which is the comparison that ``expected`` says in words (NaN fails it)."""
-    if not inside:
+def check_range(name: str, value: float, inside: Callable[[float], bool], expected: str) -> None:
+    """Raises ValueError unless ``value`` is a finite number and ``inside``, which ``expected`` says in words."""
+    if not isinstance(value, Real) or isinstance(value, bool):
+        raise ArgumentTypeError(f"{name} must be a number, {expected}, got {value!r}")
+    if not math.isfinite(value):
+        raise ArgumentError(f"{name} must be finite and {expected}, got {value!r}")
+    if not inside(float(value)):
         raise ArgumentError(f"{name} must be {expected}, got {value!r}")
+
+
+def check_rate(name: str, value: float) -> None:
+    """Raises ValueError unless ``value`` can be a learning rate: a finite number above 0."""
+    check_range(name, value, lambda rate: rate > 0, "above 0")
+
+
+def check_flag(name: str, value: bool) -> None:
+    """Raises ValueError unless ``value`` is True or False."""
+    if not isinstance(value, bool):
+        raise ArgumentError(f"{name} must be True or False, got {value!r}")
+
+
+def check_type(name: str, value: object, kind: type) -> None:
+    """Raises TypeError unless ``value`` is a ``kind``."""
+    if not isinstance(value, kind):
+        raise ArgumentTypeError(f"{name} must be a {kind.__name__}, got {type(value).__name__}: {value!r}")

@@ -332,10 +332,30 @@ def test_the_teacher_is_evaluated_and_not_differentiated() -> None:
         ("joint_lr", 0.0, "joint_lr must be above 0, got 0.0"),
         ("path_epochs", -1, "path_epochs must be an integer of at least 0, got -1"),
         ("finetune_lr", 0.0, "finetune_lr must be above 0, got 0.0"),
+        ("finetune_lr", float("inf"), "finetune_lr must be finite and above 0, got inf"),
+        ("joint_lr", float("nan"), "joint_lr must be finite and above 0, got nan"),
+        ("crop", -1, "crop must be 0 or more whole pixels, got -1"),
+        ("crop", 2.5, "crop must be 0 or more whole pixels, got 2.5"),
+        ("flip", "no", "flip must be True or False, got 'no'"),
     ],
 )
 def test_config_names_field_and_value(field: str, value: Any, text: str) -> None:
     with pytest.raises(ValueError, match=text):
+        PlanterConfig(**{field: value})
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "text"),
+    [
+        ("lr", "0.1", "lr must be a number, above 0, got '0.1'"),
+        ("momentum", None, "momentum must be a number, from 0 to below 1, got None"),
+        ("sites", "conv1", r"sites must be several patterns, as in \('layer3.\*',\), got 'conv1'"),
+        ("seed", 1.5, "seed must be a int, got float: 1.5"),
+        ("init", None, "init must be a str, got NoneType: None"),
+    ],
+)
+def test_config_names_the_type_that_came(field: str, value: Any, text: str) -> None:
+    with pytest.raises(TypeError, match=text):
         PlanterConfig(**{field: value})
 
 
