@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -10,12 +12,77 @@ from plantops.errors import ArgumentError, ArgumentTypeError
 from plantops.nn import _blocks
 
 
+def _shared(name: str) -> Any:
+    def get(new: _NewChannels) -> Tensor | None:
+        return getattr(new._of[0], f"{name}_out")
+
+    return property(get)
+
+
+class _NewChannels:
+    """The new channels of a planted norm as an ordinary norm: put before its class.
+
+    Tools that look for norms find this one and may treat it as any other (``update_bn`` estimates its statistics anew,
+    ``convert_sync_batchnorm`` joins its batches). It owns no tensor: all it has is the planted norm's.
+    """
+
+    num_features: int
+    eps: float
+    affine: bool
+    track_running_stats: bool
+    process_group: Any
+    weight, bias = _shared("weight"), _shared("bias")
+    running_mean, running_var = _shared("running_mean"), _shared("running_var")
+    num_batches_tracked = _shared("num_batches_tracked")
+
+    def __init__(self, norm: PlantedBatchNorm2d, process_group: Any = None) -> None:
+        nn.Module.__init__(self)  # type: ignore[arg-type]
+        self._of = (norm,)  # in a tuple: not a child
+        self.num_features, self.eps, self.affine = norm.planted_features, norm.eps, norm.affine
+        self.track_running_stats, self.process_group = norm.track_running_stats, process_group
+
+    @property
+    def momentum(self) -> Any:
+        return self._of[0].momentum
+
+    @momentum.setter
+    def momentum(self, value: float | None) -> None:
+        self._of[0].momentum = value
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        """Nothing: it owns no tensor."""
+
+    def extra_repr(self) -> str:
+        """How many they are; the planted norm says the rest."""
+        return str(self.num_features)
+
+
+class _New1d(_NewChannels, nn.BatchNorm1d):
+    pass
+
+
+class _New2d(_NewChannels, nn.BatchNorm2d):
+    pass
+
+
+class _New3d(_NewChannels, nn.BatchNorm3d):
+    pass
+
+
+class _NewSync(_NewChannels, nn.SyncBatchNorm):
+    pass
+
+
+_NEW: dict[type[nn.Module], Any] = {nn.BatchNorm1d: _New1d, nn.BatchNorm2d: _New2d, nn.BatchNorm3d: _New3d}
+
+
 class PlantedBatchNorm2d(nn.Module):
     """Batch norm with a pinned trunk and new channels.
 
     ``y = (x - mean) / sqrt(var + eps) * weight + bias`` for each channel. Old channels use the trunk's running mean
     and variance in ``train()`` too, and nothing of theirs moves. New channels are an ordinary batch norm: batch
-    statistics in ``train()``, running ones in ``eval()``. Made by `from_bn`.
+    statistics in ``train()``, running ones in ``eval()``. They are the child `new`, an `nn.BatchNorm2d` to tools that
+    look for norms: `torch.optim.swa_utils.update_bn` estimates their statistics anew, and no others. Made by `from_bn`.
 
     Without running statistics (``track_running_stats=False``) there is nothing to pin: all channels use the batch's
     statistics, as they did before.
@@ -25,6 +92,7 @@ class PlantedBatchNorm2d(nn.Module):
         weight_out, bias_out: Parameters ``[P]`` of the new channels, 1 and 0 at the start; None without affine.
         running_mean_out, running_var_out, num_batches_tracked_out: their statistics, buffers.
         num_features: all channels; planted_features of them are new, at ``[start, start + planted_features)``.
+        new: the norm of the new channels; its tensors are this module's.
     """
 
     _plain: type[nn.BatchNorm1d] | type[nn.BatchNorm2d] = nn.BatchNorm2d
@@ -56,6 +124,7 @@ class PlantedBatchNorm2d(nn.Module):
         self.register_buffer("running_mean_out", None if mean is None else mean.new_zeros(new_features))
         self.register_buffer("running_var_out", None if var is None else var.new_ones(new_features))
         self.register_buffer("num_batches_tracked_out", None if count is None else torch.zeros_like(count))
+        self.new = _NEW[self._plain](self)
         self.train(bn.training)
 
     @classmethod
@@ -84,10 +153,10 @@ class PlantedBatchNorm2d(nn.Module):
             raise ArgumentError(
                 f"input: expected {dims} dimensions with {self.num_features} channels, got {tuple(input.shape)}"
             )
-        if not self.training or not self.track_running_stats or self.planted_features == 0:
+        if not self._estimates() or self.planted_features == 0:
             return self._all_at_once(input)
         end = self.start + self.planted_features
-        parts = [self._old(input[:, : self.start], slice(None, self.start)), self._new(input[:, self.start : end])]
+        parts = [self._old(input[:, : self.start], slice(None, self.start)), self.new(input[:, self.start : end])]
         parts.append(self._old(input[:, end:], slice(self.start, None)))
         return torch.cat([part for part in parts if part.shape[1]], 1)
 
@@ -108,19 +177,20 @@ class PlantedBatchNorm2d(nn.Module):
 
     def planted_part(self, input: Tensor) -> Tensor:
         """What `forward` gives for the new channels, from these alone: ``[N, P, ...]`` to the same shape."""
-        if self.training and self.track_running_stats:
-            return self._new(input)
+        if self._estimates():
+            return self.new(input)
         mean, var = self.running_mean_out, self.running_var_out
         return F.batch_norm(input, mean, var, self.weight_out, self.bias_out, mean is None, 0.0, self.eps)
 
-    def _new(self, input: Tensor) -> Tensor:
-        assert self.num_batches_tracked_out is not None
-        self.num_batches_tracked_out.add_(1)
-        # Without momentum the running statistics are the average over all batches so far.
-        momentum = 1.0 / float(self.num_batches_tracked_out) if self.momentum is None else self.momentum
-        return F.batch_norm(
-            input, self.running_mean_out, self.running_var_out, self.weight_out, self.bias_out, True, momentum, self.eps
-        )
+    def _estimates(self) -> bool:
+        """Whether the new channels use the batch's statistics and move the running ones."""
+        return self.training and self.new.training and self.track_running_stats
+
+    def add_module(self, name: str, module: nn.Module | None) -> None:
+        """As in `nn.Module`; a `SyncBatchNorm` in the place of `new` is given this module's tensors."""
+        if name == "new" and isinstance(module, nn.SyncBatchNorm):
+            module = _NewSync(self, module.process_group).train(module.training)
+        super().add_module(name, module)
 
     def merge(self) -> nn.Module:
         """The plain norm with equal outputs in ``eval()``. The batch counter is the trunk's; `requires_grad` is as it

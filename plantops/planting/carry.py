@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 
@@ -86,15 +87,20 @@ def _check_kinds(state: Any, planted_state: Any) -> None:
 def _carry_average(average: AveragedModel, planted: nn.Module, other: AveragedModel | None) -> None:
     before = average.module
     if any(isinstance(module, PLANTED) for module in before.modules()):
+        # An average of what never moves is the same to rounding; here to the bit.
+        _copy(trunk_state(planted), trunk_state(before))
         average.module = merge(before)
         return
     grown = copy.deepcopy(planted if other is None else other.module)
-    old, trunk = before.state_dict(), trunk_state(grown)
-    shapes = {key: value.shape for key, value in old.items()}
-    if shapes != {key: value.shape for key, value in trunk.items()}:
-        raise ArgumentError("state is an average of another model than the one that was planted")
-    with torch.no_grad():
-        for key, value in trunk.items():
-            value.copy_(old[key])
+    old = before.state_dict()
+    _copy(old, trunk_state(grown))
     device = next((value.device for value in old.values()), None)
-    average.module = merge(grown, inplace=True).to(device).train(before.training)
+    average.module = merge(grown, inplace=True, check_trunk=False).to(device).train(before.training)
+
+
+@torch.no_grad()
+def _copy(source: Mapping[str, Tensor], trunk: Mapping[str, Tensor]) -> None:
+    if {key: value.shape for key, value in source.items()} != {key: value.shape for key, value in trunk.items()}:
+        raise ArgumentError("state is an average of another model than the one that was planted")
+    for key, value in trunk.items():
+        value.copy_(source[key])

@@ -5,6 +5,7 @@ import copy
 from torch import nn
 
 from plantops.errors import ArgumentError
+from plantops.planting import fingerprint
 from plantops.planting.blocks import PLANTED
 from plantops.planting.compiled import forget_compiled
 from plantops.planting.pins import unpin
@@ -13,7 +14,7 @@ from plantops.planting.swap import replace
 from plantops.train.stale import note_left
 
 
-def merge(model: nn.Module, inplace: bool = False) -> nn.Module:
+def merge(model: nn.Module, inplace: bool = False, *, check_trunk: bool = True) -> nn.Module:
     """Join the planted blocks of ``model`` with the trunk they stand beside.
 
     Afterwards every layer is torch's own, wider by the planted channels, with equal outputs (to rounding); the
@@ -24,7 +25,15 @@ def merge(model: nn.Module, inplace: bool = False) -> nn.Module:
     Args:
         model: a model that ``plant`` returned, or any model with planted layers.
         inplace: change ``model`` itself instead of a deep copy.
+        check_trunk: compare the trunk with what it was when it was planted, or loaded by ``model.load_state_dict``.
+            False takes it as it is.
+
+    Raises:
+        RuntimeError: a tensor of the trunk has moved or is gone, or a norm or dropout is no longer held in ``eval()``;
+            names it. Nothing has changed then.
     """
+    if check_trunk:
+        fingerprint.check(model)
     planted = any(isinstance(module, PLANTED) for module in model.modules())
     before = dict(model.named_parameters())
     model = model if inplace else copy.deepcopy(model)
@@ -38,6 +47,7 @@ def merge(model: nn.Module, inplace: bool = False) -> nn.Module:
         if isinstance(module, PLANTED):
             replace(model, module, module.merge())
     unpin(model)
+    fingerprint.forget(model)
     _restore(model)
     if planted:
         note_left(before, model, "plantops.merge", inplace)

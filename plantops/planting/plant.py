@@ -14,6 +14,7 @@ from plantops.graph.cost import features as channels_of
 from plantops.graph.layers import widths
 from plantops.planting.blocks import Blocks, Growth, build
 from plantops.planting.compiled import forget_compiled
+from plantops.planting.fingerprint import watch
 from plantops.planting.gradmax import GradMax, Start
 from plantops.planting.initialise import check_init, initialise, layer_init
 from plantops.planting.originals import Originals
@@ -54,7 +55,8 @@ def plant(
     (``plantops.nn``) put in the place of torch's, inside the model's own class.
     Everything else is the trunk and stays bit for bit what it was: ``requires_grad`` is switched off (and recorded
     for ``merge``), gradients are dropped, norms use their running statistics in ``train()`` too, dropout is off, also
-    after later calls of ``model.train()``. Hooks, device, dtype, memory format, modes and ``state_dict`` keys of the
+    after later calls of ``model.train()``. What a tool does to the trunk nevertheless is noticed by ``merge``, which
+    compares it with a hash taken here. Hooks, device, dtype, memory format, modes and ``state_dict`` keys of the
     trunk stay. Make the optimizer after planting: ``torch.optim.SGD(planted_parameters(model), ...)``.
 
     Several sites grow at once: new filters then read the new channels of the other sites, too. A layer that new
@@ -193,7 +195,7 @@ def _swap_in(model: nn.Module, planted: list[Blocks], originals: Originals) -> N
     flags = {name: parameter.requires_grad for name, parameter in model.named_parameters(remove_duplicate=False)}
     for name, layer in {name: layer for blocks in planted for name, layer in blocks.all().items()}.items():
         replace(model, model.get_submodule(name), layer)
-    pin(model, {name for blocks in planted for name in blocks.site.pinned})
+    pinned = pin(model, {name for blocks in planted for name in blocks.site.pinned})
     mine = {id(parameter) for parameter in planted_parameters(model)}
     for parameter in model.parameters():
         if id(parameter) not in mine:
@@ -202,3 +204,4 @@ def _swap_in(model: nn.Module, planted: list[Blocks], originals: Originals) -> N
             parameter.grad = None
     growths = tuple((blocks.site, blocks.channels) for blocks in planted)
     setattr(model, RECORD, Record(growths, flags, originals))
+    watch(model, pinned)

@@ -1,4 +1,4 @@
-"""What of a model is trunk and what is planted, and a fingerprint to tell whether the trunk has moved."""
+"""What of a model is trunk and what is planted, and a hash to tell whether the trunk has moved."""
 
 import hashlib
 from collections import defaultdict

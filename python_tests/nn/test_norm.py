@@ -112,6 +112,6 @@ def test_mistakes_are_named():
         PlantedBatchNorm2d.from_bn(bn, 2, start=5)
     with pytest.raises(ValueError, match=r"input: expected 4 dimensions with 6 channels, got \(2, 4, 3, 3\)"):
         PlantedBatchNorm2d.from_bn(bn, 2)(torch.randn(2, 4, 3, 3))
-    assert repr(PlantedBatchNorm2d.from_bn(bn, 2, start=0)) == (
-        "PlantedBatchNorm2d(4 + 2, start=0, eps=1e-05, momentum=0.1, affine=True, track_running_stats=True)"
+    assert PlantedBatchNorm2d.from_bn(bn, 2, start=0).extra_repr() == (
+        "4 + 2, start=0, eps=1e-05, momentum=0.1, affine=True, track_running_stats=True"
     )
