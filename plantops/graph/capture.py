@@ -16,7 +16,7 @@ from torch import fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from plantops.errors import ArgumentError
-from plantops.graph import rules
+from plantops.graph import following, rules
 from plantops.graph.concrete import trace_sizes
 from plantops.graph.exported import Call, trace_exported
 from plantops.graph.inputs import bind, is_record, map_tensors, parts, rebuilt, tensors_in
@@ -38,16 +38,25 @@ class Capture:
         samples: size of the first dimension of the first input tensor.
         pinned: modules whose own forward does other things in ``train()``; the graph shows what it does in ``eval()``.
         concrete: sizes were numbers while tracing, so a number in the graph may have been read from a tensor.
+        changed: what the forward changes of the model each time it runs, unseen by the graph; None where that is
+            nothing.
     """
 
     def __init__(
-        self, graph: fx.Graph, modules: dict[str, nn.Module], samples: int, pinned: tuple[str, ...], concrete: bool
+        self,
+        graph: fx.Graph,
+        modules: dict[str, nn.Module],
+        samples: int,
+        pinned: tuple[str, ...],
+        concrete: bool,
+        changed: str | None,
     ) -> None:
         self.graph = graph
         self.modules = modules
         self.samples = samples
         self.pinned = pinned
         self.concrete = concrete
+        self.changed = changed
 
 
 def capture(model: nn.Module, inputs: Sequence[Any], keywords: Mapping[str, Any] | None = None) -> Capture:
@@ -65,7 +74,8 @@ def capture(model: nn.Module, inputs: Sequence[Any], keywords: Mapping[str, Any]
     copied = _fake_copy(model, mode)
     given = {name: map_tensors(lambda tensor: _fake(tensor, mode), value) for name, value in bound.items()}
     call = tuple(map_tensors(lambda tensor: _fake(tensor, mode), part) for part in (tuple(inputs), keywords or {}))
-    with mode:
+    before = following.settings(copied)
+    with mode, torch.inference_mode(False), torch.enable_grad():
         try:
             graph, pinned = _both_modes(copied, lambda: _trace(copied, given))
             _propagate(copied, graph, given)
@@ -73,7 +83,8 @@ def capture(model: nn.Module, inputs: Sequence[Any], keywords: Mapping[str, Any]
         except _Unfollowed as reason:
             graph, pinned = _with_numbers(copied, given, call, reason)
             concrete = True
-    return Capture(graph, dict(copied.named_modules()), tensors[0].shape[0], pinned, concrete)
+    changed = following.settings_problem(before, following.settings(copied))
+    return Capture(graph, dict(copied.named_modules()), tensors[0].shape[0], pinned, concrete, changed)
 
 
 def shapes(
@@ -158,6 +169,11 @@ class Tracer(fx.Tracer):
         ]
         return rebuilt(value, new)
 
+    def create_node(self, *args: Any, **options: Any) -> fx.Node:
+        node = super().create_node(*args, **options)
+        following.note_modes(node)
+        return node
+
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         leaf = rules.is_norm_act(m) or rules.is_stochastic_depth(m)
         return leaf or super().is_leaf_module(m, module_qualified_name)
@@ -205,7 +221,8 @@ def _fake_copy(model: nn.Module, mode: FakeTensorMode) -> nn.Module:
     for module in model.modules():
         for tensor in module._parameters.values():
             if tensor is not None:
-                memo[id(tensor)] = nn.Parameter(_fake(tensor.detach(), mode), requires_grad=tensor.requires_grad)
+                # All of them require a gradient, so that a forward that switches it off is seen.
+                memo[id(tensor)] = nn.Parameter(_fake(tensor.detach(), mode), tensor.is_floating_point())
         for value in (*module._buffers.values(), *vars(module).values()):
             if isinstance(value, torch.Tensor):
                 memo[id(value)] = _fake(value.detach(), mode)

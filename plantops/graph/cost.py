@@ -95,7 +95,7 @@ def _apply(node: fx.Node, value: torch.Tensor, model: nn.Module) -> torch.Tensor
         module = module.act if rules.is_norm_act(module) else module  # type: ignore[assignment]
         if rules.is_stochastic_depth(module):
             return value
-        return copy.deepcopy(module).to("cpu", torch.float64).eval()(value)
+        return copy.deepcopy(module).to("cpu", torch.float64).eval().forward(value)
     if node.op == "call_method":
         return getattr(value, str(node.target))(*node.args[1:], **node.kwargs)
     assert callable(node.target)

@@ -16,7 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from plantops.graph.capture import Untraceable, capture
+from plantops.graph import following
+from plantops.graph.capture import Untraceable, capture, parameter_name
+from plantops.graph.inputs import bind
 
 Values = dict[str, Any]
 Run = Callable[[Mapping[str, Any]], Any]
@@ -58,35 +60,74 @@ class Forward:
 
     Attributes:
         steps: every step that computes something.
-        input: name of the value that is the model's input.
-        output: name of the value that is the model's output.
     """
 
-    def __init__(self, model: nn.Module, steps: list[Step], input: str, output: str) -> None:
+    def __init__(self, model: nn.Module, steps: list[Step], graph: fx.Graph) -> None:
         self.model = model
         self.steps = steps
-        self.input, self.output = input, output
+        self._graph = graph
+        self._placeholders = [node for node in graph.nodes if node.op == "placeholder"]
+        self._output = next(iter(reversed(graph.nodes))).args[0]
         self._by_name = {step.name: step for step in steps}
         self._runs: dict[str, Run] = {}
 
     @classmethod
-    def of(cls, model: nn.Module, example_inputs: tuple[Any, ...]) -> Forward:
-        """Follow ``model(*example_inputs)``.
+    def of(
+        cls,
+        model: nn.Module,
+        inputs: tuple[Any, ...],
+        keywords: Mapping[str, Any] | None = None,
+        *,
+        gradients: bool = True,
+    ) -> Forward:
+        """Follow ``model(*inputs, **keywords)``.
+
+        Args:
+            gradients: a backward goes through the steps, and must give what one through the model gives.
 
         Raises:
-            Untraceable: the forward cannot be followed, or cannot be run for batches of another size; the text says
-                why.
+            Untraceable: the forward cannot be followed, does not give what a call of the model gives (hooks, parts
+                under ``torch.no_grad``, see ``plantops.graph.following``), or cannot be run for batches of another
+                size; the text says why.
         """
-        captured = capture(model, example_inputs)
-        if captured.concrete:
-            raise Untraceable("its forward can be followed for the sizes of the example inputs only")
+        problem = following.call_problem(model, gradients)
+        captured = None if problem else capture(model, inputs, keywords)
+        if captured is not None and captured.concrete:
+            problem = "its forward can be followed for the sizes of the example inputs only"
+        elif captured is not None:
+            problem = captured.changed or following.graph_problem(captured.graph, gradients)
+        if problem is not None or captured is None:
+            raise Untraceable(str(problem))
         nodes = list(captured.graph.nodes)
-        inputs = [node for node in nodes if node.op == "placeholder" and node.users]
-        output = nodes[-1].args[0]
-        if len(inputs) != 1 or not isinstance(output, fx.Node):
-            raise Untraceable("its forward does not take one tensor and give one")
+        places = {node: place for place, node in enumerate(nodes)}
+        for node in nodes:
+            _check_in_place(node, places, model)
         steps = [_step(node, model) for node in nodes if node.op not in ("placeholder", "output")]
-        return cls(model, steps, inputs[0].name, output.name)
+        return cls(model, steps, captured.graph)
+
+    @property
+    def input(self) -> str:
+        """Name of the value that is the model's one input. Raises ``Untraceable`` where it has others."""
+        used = [node for node in self._placeholders if node.users]
+        if len(used) != 1:
+            raise Untraceable(f"its forward takes {len(used)} tensors, where one is expected")
+        return used[0].name
+
+    @property
+    def output(self) -> str:
+        """Name of the value that is the model's output. Raises ``Untraceable`` where that is no single tensor."""
+        if not isinstance(self._output, fx.Node) or self._output.meta.get("shape") is None:
+            raise Untraceable("its forward gives something else than one tensor")
+        return self._output.name
+
+    def given(self, inputs: tuple[Any, ...], keywords: Mapping[str, Any] | None = None) -> Values:
+        """The values that a call with these arguments begins with."""
+        bound = bind(self.model, inputs, keywords or {})
+        return {node.name: bound[parameter_name(node.target)] for node in self._placeholders}
+
+    def result(self, values: Mapping[str, Any]) -> Any:
+        """What the model gives, from the values of all steps."""
+        return self._graph.process_outputs(fx.map_arg(self._output, lambda node: values[node.name]))
 
     def __getitem__(self, name: str) -> Step:
         return self._by_name[name]
@@ -174,6 +215,27 @@ def _attribute(model: nn.Module, target: str) -> Any:
     return value
 
 
+def _check_in_place(node: fx.Node, places: Mapping[fx.Node, int], model: nn.Module) -> None:
+    """Refuse a step that changes a value which a later one reads again: that one sees the change."""
+    changed = node.args[0] if node.args else None
+    if not isinstance(changed, fx.Node) or not _works_in_place(node, model):
+        return
+    later = next((user for user in changed.users if places[user] > places[node]), None)
+    if later is not None:
+        raise Untraceable(f"step {node.name} of its forward changes a tensor in place that {later.name} reads again")
+
+
+def _works_in_place(node: fx.Node, model: nn.Module) -> bool:
+    if node.op == "call_module":
+        return bool(getattr(model.get_submodule(str(node.target)), "inplace", False))
+    name = str(node.target) if node.op == "call_method" else getattr(node.target, "__name__", "")
+    if node.target in _OUT_OF_PLACE or (name.endswith("_") and not name.endswith("__")):
+        return True
+    place = _place_of_inplace(node.target) if node.op == "call_function" else None
+    positional = place is not None and len(node.args) > place and bool(node.args[place])
+    return positional or bool(node.kwargs.get("inplace", False))
+
+
 def _out_of_place(node: fx.Node) -> Any:
     """The function or method of a step that leaves its arguments as they are."""
     target: Any = node.target
@@ -185,10 +247,14 @@ def _out_of_place(node: fx.Node) -> Any:
     elif name.endswith("_") and not name.endswith("__"):
         bare = name.rstrip("_")
         homes = (Tensor,) if method else (torch, nn.functional)
-        plain = next((bare if method else getattr(home, bare) for home in homes if hasattr(home, bare)), None)
+        plain = next((bare if method else getattr(home, bare) for home in homes if _callable(home, bare)), None)
     if plain is None:
         raise Untraceable(f"step {node.name} of its forward changes a tensor in place ({name})")
     return plain if method else _OUT_OF_PLACE.get(plain, plain)
+
+
+def _callable(home: Any, name: str) -> bool:
+    return callable(getattr(home, name, None))
 
 
 def _bind(model: nn.Module, step: Step) -> Run:

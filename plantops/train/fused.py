@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from plantops import functional
 from plantops._extension import STATUS
+from plantops.graph.following import call_problem
 from plantops.models import PlantingNet
 
 LAYERS = tuple(f"conv{layer}" for layer in range(1, 6))
@@ -64,8 +65,7 @@ def _is_as_made(model: PlantingNet) -> bool:
     kinds |= dict.fromkeys(LAYERS, nn.Conv2d)
     if any(type(getattr(model, name)) is not kind for name, kind in kinds.items()):
         return False
-    modules = list(model.modules())
-    if any(m._forward_hooks or m._forward_pre_hooks or "forward" in vars(m) for m in modules):
+    if call_problem(model) is not None or any("forward" in vars(module) for module in model.modules()):
         return False
     pool = model.get_submodule("pool")
     window = (pool.kernel_size, pool.stride, pool.padding, pool.dilation, pool.ceil_mode, pool.return_indices)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from plantops.planting.candidate import (
     record_candidate,
     sweep_loop,
 )
+from plantops.planting.sweep.compared import program_problem
 from plantops.planting.sweep.features import FeatureStore
 from plantops.planting.sweep.graphs import CudaGraphs, Graphs
 from plantops.planting.sweep.program import Program, make_program
@@ -31,7 +33,9 @@ from plantops.planting.sweep.train import Member, SweepTrainer
 from plantops.planting.sweep.trunk import Trunk
 from plantops.planting.trunk import planted_parameters
 from plantops.train.loop import Feed
+from plantops.train.progress import NullProgress
 from plantops.train.ranks import spread
+from plantops.train.session import Session
 from plantops.train.together import Part, Share
 
 
@@ -63,6 +67,7 @@ def sweep_shared(around: Surroundings, student: Student, round: int, growths: li
     found = _plans_or_reason(around, student, round, growths)
     if isinstance(found, str):
         session.record("sweep", round=round, mode="loop", reason=found)
+        _say(session, round, f"the candidates are trained one after the other: {found}")
         return sweep_loop(around, student, round, growths)
     forward, plans = found
     modes = {plan.growth.site: "slices" if plan.program.delta else "suffix" for plan in plans}
@@ -106,6 +111,7 @@ def _plans(
     if recipe.channels_last:
         model.to(memory_format=torch.channels_last)
     forward = Forward.of(model, around.example_inputs)
+    images = _check_single(forward, around.example_inputs)
     samples = around.example_inputs[0].shape[0]
     plans = []
     for growth in growths:
@@ -122,11 +128,30 @@ def _plans(
                 raise Untraceable(f"{growth.site} needs a value ({name}) that is not one row for each image")
             element = next(model.parameters()).element_size()
             sizes[name] = recipe.batch_size * element * torch.Size(shape[1:]).numel()
+        problem = program_problem(forward, program, planted, images)
+        if problem is not None:
+            raise Untraceable(f"at {growth.site} {problem}")
         blocks = sum(block.nbytes for block in planted_parameters(planted))
         plans.append(
             _Plan(growth, planted, program, sizes, 4 * blocks, _cost(forward, student.plan[growth.site].producers))
         )
     return forward, plans
+
+
+def _check_single(forward: Forward, inputs: tuple[Any, ...]) -> torch.Tensor:
+    """The images of the example. Raises ``Untraceable`` where the forward takes or gives more than one tensor."""
+    name, _ = forward.input, forward.output
+    return forward.given(inputs)[name]
+
+
+def _say(session: Session, round: int, text: str) -> None:
+    """Once for a search: to those who watch, else to whoever called."""
+    if round > 1:
+        return
+    if isinstance(session.progress, NullProgress):
+        warnings.warn(text, UserWarning, stacklevel=2)
+    else:
+        session.progress.note(text)
 
 
 def _cost(forward: Forward, producers: Sequence[str]) -> float:
