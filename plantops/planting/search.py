@@ -20,18 +20,20 @@ from plantops.errors import ArgumentError
 from plantops.graph import Plan
 from plantops.planting.candidate import Candidate, Growth, Student, Surroundings, sweep_loop
 from plantops.planting.config import PlanterConfig
+from plantops.planting.given import check_networks, first_logits, image_parts
 from plantops.planting.gradmax import GradMax
 from plantops.planting.joint import train_jointly
-from plantops.planting.keeping import Discarded, check_parts, judge_teacher, why_all_diverged
+from plantops.planting.keeping import Discarded, judge_teacher, why_all_diverged
 from plantops.planting.plant import why_not_started
 from plantops.planting.preflight import check_training
 from plantops.planting.pruned import HOW, SAMPLES, Pruned, check_prunable, prune_student
 from plantops.planting.sweep.round import sweep_shared
 from plantops.planting.winners import grown_together, ranked
-from plantops.train.data import ImageData, MapStyle, from_dataset
-from plantops.train.logits import check_logits, logits_of
+from plantops.train.data import ImageData, Normalisation
+from plantops.train.datasets import MapStyle
 from plantops.train.loop import evaluate
 from plantops.train.progress import Progress
+from plantops.train.recipe import check_type
 from plantops.train.run import Run
 from plantops.train.session import Session, finite
 from plantops.train.teacher_logits import Teacher, TeacherLogits
@@ -76,6 +78,8 @@ class PlanterResult:
         test: cross entropy and accuracy of ``model`` on ``test_data``, where that was given.
         discarded: joint trainings and fine-tuning whose network was not kept, since its held-out loss was larger than
             before: no training of the search makes the network worse.
+        normalisation: what was done to images before they entered the network: for images ``x [N, C, H, W]`` in the
+            data set's own units the logits are ``model(normalisation(x))``. ``print`` shows it.
     """
 
     model: nn.Module
@@ -91,6 +95,7 @@ class PlanterResult:
     prunings: list[Pruned] = field(default_factory=list)
     test: dict[str, Any] | None = None
     discarded: list[Discarded] = field(default_factory=list)
+    normalisation: Normalisation | None = None
 
 
 @dataclass
@@ -123,20 +128,25 @@ class Planter:
 
     Args:
         model: the initial network; it is copied, not changed.
-        teacher: any callable from a batch of normalised images to logits. A module is put in ``eval()``; it is never
-            differentiated.
-        train_data: trains the planted blocks: ``ImageData`` or any map-style dataset of (image, label).
-        val_data: selects; a map-style dataset is normalised with the statistics of ``train_data``.
+        teacher: any callable from a batch of images, as ``model`` gets them, to logits (or to an output that has them
+            as ``logits``). A module is put in ``eval()``; it is never differentiated.
+        train_data: trains the planted blocks: ``ImageData`` or any map-style dataset of (image, label), which is read
+            into memory once. Random transforms would be drawn once, with a warning: leave them to ``config.crop`` and
+            ``config.flip``. It has as many classes as ``model`` gives logits.
+        val_data: selects; a map-style dataset is normalised as ``train_data`` is.
         config: the search.
         example_inputs: for ``plantops.trace``; default: the first two training images.
         run: a run folder to write; its newest checkpoint is taken up.
         progress: shown to people; default: nothing.
         test_data: read once, when the search is over.
         session: instead of ``run`` and ``progress``, when the search is a part of something larger.
+        normalise: of a data set: None: floating point images enter the network as they are, uint8 images are normalised
+            by mean and standard deviation of each channel of ``train_data``. True: both are. False: neither is.
+            ``result.normalisation`` does the same to images of one's own.
 
     Raises:
-        ValueError: logits, classes or channels that do not fit each other; a layer name in ``config.channels`` that
-            cannot grow.
+        ValueError, TypeError (``plantops.PlantopsError``): logits, classes, parts or channels that do not fit each
+            other or are not finite; a layer name in ``config.channels`` that cannot grow.
     """
 
     def __init__(
@@ -152,15 +162,19 @@ class Planter:
         progress: Progress | None = None,
         test_data: ImageData | MapStyle | None = None,
         session: Session | None = None,
+        normalise: bool | None = None,
     ) -> None:
         self.config = config = PlanterConfig() if config is None else config
-        device = next(model.parameters()).device
-        train = _image_data(train_data, "train_data", None).to(device)
-        val = _image_data(val_data, "val_data", train).to(device)
-        self.test = None if test_data is None else _image_data(test_data, "test_data", train).to(device)
-        check_parts(train_data=train, val_data=val, test_data=self.test)
+        check_type("config", config, PlanterConfig)
+        if run is not None:
+            check_type("run", run, Run)
+        check_networks(model, teacher)
+        train, val, self.test = image_parts(model, train_data, val_data, test_data, normalise)
         if not isinstance(teacher, TeacherLogits):
             teacher = TeacherLogits(teacher, channels_last=config.channels_last)
+        first_logits("teacher", teacher.logits, train, train.num_classes)
+        if isinstance(example_inputs, torch.Tensor):
+            example_inputs = (example_inputs,)
         first_images = train.normalise(train.images[:2])
         self.around = Surroundings(
             train,
@@ -170,7 +184,6 @@ class Planter:
             Session(run, progress=progress) if session is None else session,
             tuple(example_inputs) if example_inputs is not None else (first_images,),
         )
-        self._check_logits(model, first_images)
         self.initial = Student.of(copy.deepcopy(model), self.around)
         growths = wanted_growths(config.channels, self.initial.plan, config.sites)
         check_starts(config.init, self.initial.plan, growths)
@@ -214,6 +227,7 @@ class Planter:
             seconds,
             state.prunings,
             discarded=state.discarded,
+            normalisation=self.around.train.normalisation,
         )
         if self.test is not None:
             test = self.test
@@ -331,17 +345,6 @@ class Planter:
         score = evaluate(model, data, precision=self.config.precision, channels_last=self.config.channels_last)
         return {"loss": finite(score.loss), "accuracy": score.accuracy}
 
-    def _check_logits(self, model: nn.Module, images: torch.Tensor) -> None:
-        """Student and teacher give logits of the same classes for these images."""
-        classes = self.around.train.num_classes
-        was_training = model.training
-        model.eval()
-        with torch.no_grad():
-            student = logits_of(model(images))
-        model.train(was_training)
-        check_logits(student, "model", len(images), classes)
-        check_logits(self.around.teacher.logits(images), "teacher", len(images), classes)
-
 
 def check_starts(init: str | GradMax, plan: Plan, growths: Sequence[Growth]) -> None:
     """Raises ValueError where ``init`` cannot start one of the candidates."""
@@ -377,10 +380,3 @@ def wanted_growths(channels: int | Mapping[str, int], plan: Plan, sites: Sequenc
     if not names:
         raise ArgumentError(f"sites ({', '.join(sites)}) and channels ({', '.join(wanted)}) have no site in common")
     return [Growth(name, -(-wanted[name] // plan[name].multiple) * plan[name].multiple) for name in names]
-
-
-def _image_data(data: ImageData | MapStyle, name: str, like: ImageData | None) -> ImageData:
-    if isinstance(data, ImageData):
-        return data
-    images = from_dataset(data, None if like is None else like.num_classes, name)
-    return images if like is None else images.normalised_like(like)

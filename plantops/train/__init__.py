@@ -2,7 +2,8 @@
 
 from plantops.train.batches import Augment, Batch, epoch_batches, eval_batches
 from plantops.train.checkpoint import Checkpoint, CheckpointError, CheckpointStore
-from plantops.train.data import DataError, DataParts, ImageData, from_dataset, load, stratified_split
+from plantops.train.data import DataError, DataParts, ImageData, Normalisation, load, stratified_split
+from plantops.train.datasets import from_dataset
 from plantops.train.progress import NullProgress, PlainProgress, Progress, RichProgress, make_progress
 from plantops.train.run import Run, RunError, RunRecord, read_run
 from plantops.train.seeds import derive, generator
@@ -16,6 +17,7 @@ __all__ = [
     "DataError",
     "DataParts",
     "ImageData",
+    "Normalisation",
     "NullProgress",
     "PlainProgress",
     "Progress",

@@ -10,7 +10,6 @@ import hashlib
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -18,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from plantops.errors import ArgumentError, ArgumentTypeError
+from plantops.train.logits import check_finite
 from plantops.train.sources.base import DataError, RawData, RawPart
 from plantops.train.sources.cifar import CIFAR10, CIFAR100, read_cifar
 from plantops.train.sources.digits import read_digits
@@ -25,12 +25,57 @@ from plantops.train.sources.folder import read_folder
 from plantops.train.sources.stl10 import read_stl10
 from plantops.train.split import stratified_split
 
-__all__ = ["DATA_SETS", "DataError", "DataParts", "ImageData", "MapStyle", "from_dataset", "load", "stratified_split"]
+__all__ = [
+    "DATA_SETS",
+    "DataError",
+    "DataParts",
+    "ImageData",
+    "Normalisation",
+    "load",
+    "stratified_split",
+]
 
 DATA_SETS = ("digits", "cifar10", "cifar100", "stl10", "folder:PATH")
 TEST_FRACTION = 0.2
 TEST_SEED = 0
 """A source without a test part gives up this share of every class, chosen by this seed, whatever the run's seed is."""
+
+
+@dataclass(frozen=True, eq=False)
+class Normalisation:
+    """How images become what a network sees: ``(images - mean) / std``, one value a channel, in the images' own units.
+
+    Mean 0 and standard deviation 1 leave images as they are, but for the type: float32.
+
+    Attributes:
+        mean, std: float32 ``[C]``.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    @classmethod
+    def none(cls, channels: int) -> Normalisation:
+        """The one that leaves images as they are."""
+        return cls(torch.zeros(channels), torch.ones(channels))
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """float32 ``[..., C, H, W]`` for images ``[..., C, H, W]`` of any type, on their device.
+
+        Raises:
+            ValueError: images of another number of channels.
+        """
+        if images.dim() < 3 or images.shape[-3] != len(self.mean):
+            raise ArgumentError(f"images must be [..., {len(self.mean)}, H, W], got {list(images.shape)}")
+        mean, std = (value.to(images.device).view(-1, 1, 1) for value in (self.mean, self.std))
+        # The difference is a new tensor; float32 images themselves must not change.
+        return (images - mean).div_(std)
+
+    def __str__(self) -> str:
+        if not self.mean.any() and (self.std == 1).all():
+            return "images as they are"
+        mean, std = (", ".join(f"{value:g}" for value in values.tolist()) for values in (self.mean, self.std))
+        return f"(images - mean) / std, of each channel: mean {mean}; std {std}"
 
 
 @dataclass(eq=False, repr=False)
@@ -40,10 +85,15 @@ class ImageData:
     Attributes:
         images: uint8 or float32 ``[N, C, H, W]``.
         labels: int64 ``[N]``, 0 to num_classes - 1.
-        mean, std: float32 ``[C]`` in the images' own units, of the TRAINING part; a batch is ``(image - mean) / std``.
+        mean, std: float32 ``[C]`` in the images' own units, of the TRAINING part; a batch is ``(image - mean) / std``
+            (0 and 1: as it is).
         num_classes: classes of the whole set, not of this part.
         name: for messages and logs, such as ``cifar10/val``.
         class_names: one per class, or empty.
+
+    Raises:
+        ValueError, TypeError: tensors of another shape or type, labels outside 0 to num_classes - 1, images that are
+            NaN or infinite, a standard deviation that is not above 0.
     """
 
     images: Tensor
@@ -55,6 +105,12 @@ class ImageData:
     class_names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        for name in ("images", "labels", "mean", "std"):
+            if not isinstance(getattr(self, name), Tensor):
+                got = type(getattr(self, name)).__name__
+                raise ArgumentTypeError(f"{name} must be a tensor, got {got}: from_dataset reads data sets")
+        if not isinstance(self.num_classes, int) or isinstance(self.num_classes, bool):
+            raise ArgumentTypeError(f"num_classes must be an integer, got {self.num_classes!r}")
         if self.images.dim() != 4 or self.images.dtype not in (torch.uint8, torch.float32):
             raise ArgumentError(
                 f"images must be uint8 or float32 [N, C, H, W], got {self.images.dtype} {list(self.images.shape)}"
@@ -67,9 +123,15 @@ class ImageData:
         for name, value in (("mean", self.mean), ("std", self.std)):
             if value.shape != (channels,):
                 raise ArgumentError(f"{name} must have one value per channel [{channels}], got {list(value.shape)}")
+            if not (value.is_floating_point() and torch.isfinite(value).all()):
+                raise ArgumentError(f"{name} must be finite numbers in floating point, got {value.tolist()}")
+        if not (self.std > 0).all():
+            raise ArgumentError(f"std must be above 0 for every channel, got {self.std.tolist()}")
+        if self.images.is_floating_point():
+            check_finite(self.images, self.name, "a pixel")
         if len(self.labels) and not 0 <= int(self.labels.min()) <= int(self.labels.max()) < self.num_classes:
             raise ArgumentError(
-                f"labels must lie in 0 to {self.num_classes - 1}, got "
+                f"{self.name}: labels must lie in 0 to {self.num_classes - 1}, got "
                 f"{int(self.labels.min())} to {int(self.labels.max())}"
             )
 
@@ -107,10 +169,14 @@ class ImageData:
         """The same samples, normalised with the statistics of ``other`` (which should be the training part)."""
         return self._with(self.images, self.labels, mean=other.mean.to(self.device), std=other.std.to(self.device))
 
+    @property
+    def normalisation(self) -> Normalisation:
+        """How these images become what a network sees."""
+        return Normalisation(self.mean, self.std)
+
     def normalise(self, images: Tensor) -> Tensor:
         """float32 ``(images - mean) / std`` for a batch of this part's images."""
-        # The difference is a new tensor; float32 images themselves must not change.
-        return (images - self.mean.view(-1, 1, 1)).div_(self.std.view(-1, 1, 1))
+        return self.normalisation(images)
 
     def fingerprint(self) -> str:
         """SHA-256 over shape, dtype, image and label bytes: equal exactly when the samples and their order are."""
@@ -141,14 +207,6 @@ class DataParts:
 
     def to(self, device: torch.device | str) -> DataParts:
         return DataParts(self.train.to(device), self.val.to(device), self.test.to(device))
-
-
-class MapStyle(Protocol):
-    """A map-style dataset: ``len(dataset)`` samples, ``dataset[i]`` is ``(image, label)``."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int, /) -> Any: ...
 
 
 def load(
@@ -255,52 +313,3 @@ def channel_statistics(images: Tensor) -> tuple[Tensor, Tensor]:
         squares += (chunk.double() - mean.view(-1, 1, 1)).square().sum((0, 2, 3))
     std = (squares / count).sqrt()
     return mean.float(), torch.where(std > 0, std, 1.0).float()
-
-
-def from_dataset(dataset: MapStyle, num_classes: int | None = None, name: str = "dataset") -> ImageData:
-    """Any map-style dataset of (image, label) in memory, with its own mean and standard deviation.
-
-    For a held-out or test part follow with ``.normalised_like(train)``. Random transforms inside the dataset are drawn
-    once, here: leave augmentation to ``Augment``.
-
-    Args:
-        dataset: images as tensors ``[C, H, W]`` or ``[H, W]``, as arrays ``[H, W, C]`` or ``[H, W]``, or as PIL
-            pictures, all of one shape; uint8 stays uint8, everything else becomes float32. Labels are integers.
-        num_classes: default ``len(dataset.classes)`` where it has them, else the largest label plus one.
-
-    Raises:
-        ValueError, TypeError: an empty dataset, samples that are not (image, label), images that differ in shape.
-    """
-    if len(dataset) == 0:
-        raise ArgumentError(f"{name} must hold at least one sample, got 0")
-    first, _ = _sample(dataset, 0, name)
-    images = torch.empty((len(dataset), *first.shape), dtype=first.dtype)
-    labels = torch.empty(len(dataset), dtype=torch.int64)
-    for index in range(len(dataset)):
-        image, labels[index] = _sample(dataset, index, name)
-        if image.shape != first.shape or image.dtype != first.dtype:
-            raise ArgumentError(
-                f"{name}[{index}]: all images must be {first.dtype} {list(first.shape)} like the first, "
-                f"got {image.dtype} {list(image.shape)}"
-            )
-        images[index] = image
-    names = tuple(str(entry) for entry in getattr(dataset, "classes", ()))
-    if num_classes is None:
-        num_classes = len(names) or int(labels.max()) + 1
-    mean, std = channel_statistics(images)
-    return ImageData(images, labels, mean, std, num_classes, name, names)
-
-
-def _sample(dataset: MapStyle, index: int, name: str) -> tuple[Tensor, int]:
-    sample = dataset[index]
-    if not isinstance(sample, (tuple, list)) or len(sample) < 2:
-        raise ArgumentTypeError(f"{name}[{index}] must be (image, label), got {type(sample).__name__}")
-    image, label = sample[0], sample[1]
-    if not isinstance(image, Tensor):
-        image = torch.from_numpy(np.array(image))  # a copy: PIL's and read-only arrays cannot be shared
-        image = image.permute(2, 0, 1) if image.dim() == 3 else image
-    if image.dim() == 2:
-        image = image.unsqueeze(0)
-    if image.dim() != 3:
-        raise ArgumentError(f"{name}[{index}]: an image must be [C, H, W] or [H, W], got {list(image.shape)}")
-    return image if image.dtype == torch.uint8 else image.to(torch.float32), int(label)

@@ -114,7 +114,7 @@ def test_drop_last_and_counts(images):
 def test_wrong_numbers_are_named(images):
     with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
         epoch_batches(images, 0, seed=0)
-    with pytest.raises(ValueError, match="crop must be 0 or more pixels, got -1"):
+    with pytest.raises(ValueError, match="crop must be 0 or more whole pixels, got -1"):
         Augment(crop=-1)
 
 

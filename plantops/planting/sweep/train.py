@@ -18,6 +18,7 @@ from plantops.planting.sweep.program import Program
 from plantops.planting.trunk import planted_parameters, trunk_state
 from plantops.train.batches import Batch, eval_batches
 from plantops.train.data import ImageData
+from plantops.train.logits import logits_of
 from plantops.train.loop import EVAL_BATCH, EpochResult, Feed, Learner, Score, Tally, autocast, load_tensors
 from plantops.train.objectives import full_precision
 from plantops.train.recipe import Recipe
@@ -161,7 +162,7 @@ class SweepTrainer:
             with self._branches(len(self.members)) as branches:
                 for member, tally, branch in zip(self.members, self._tallies, branches, strict=True):
                     with branch:
-                        logits = full_precision(member.program(values))
+                        logits = full_precision(logits_of(member.program(values)))
                         loss = nn.functional.cross_entropy(logits, batch.labels, reduction="sum")
                         tally.add(loss, logits, batch.labels)
 
