@@ -427,12 +427,15 @@ def test_an_experiment_is_checked_before_it_begins() -> None:
         check_experiment(experiment(channels={"conv7": 1}), parts())
 
 
+DATA = {"name": "images", "shape": [1, 8, 8], "num_classes": CLASSES}
+
+
 def test_grown_networks_of_any_kind_are_stored(tmp_path: Path) -> None:
     model = network(batch_norm=True)
     plan = plantops.trace(model, torch.zeros(2, 1, 8, 8), grow_linear=True)
     for site, channels in (("conv2", 3), ("fc1", 5)):
         model = plantops.merge(plantops.plant(model, plan[site], channels))
-    save_network(tmp_path / "net", model, name="grown", role="planted", data={})
+    save_network(tmp_path / "net", model, name="grown", role="planted", data=DATA)
     loaded = load_network(tmp_path / "net")
     assert same_bits(loaded, model)
     with torch.no_grad():
@@ -440,7 +443,7 @@ def test_grown_networks_of_any_kind_are_stored(tmp_path: Path) -> None:
 
 
 def test_damaged_and_foreign_networks_are_refused(tmp_path: Path) -> None:
-    save_network(tmp_path / "net", network(), name="n", role="planted", data={})
+    save_network(tmp_path / "net", network(), name="n", role="planted", data=DATA)
     weights = tmp_path / "net" / "model.safetensors"
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
