@@ -427,7 +427,7 @@ def test_an_experiment_is_checked_before_it_begins() -> None:
         check_experiment(experiment(channels={"conv7": 1}), parts())
 
 
-DATA = {"name": "images", "shape": [1, 8, 8], "num_classes": CLASSES}
+DATA = {"name": "images", "shape": [1, 8, 8], "num_classes": CLASSES, "mean": [0.0], "std": [1.0]}
 
 
 def test_grown_networks_of_any_kind_are_stored(tmp_path: Path) -> None:
