@@ -77,10 +77,15 @@ def join_inputs(trunk: Tensor, planted: Tensor | None, start: int) -> Tensor:
     return trunk if planted is None else torch.cat([trunk[:, :start], planted, trunk[:, start:]], 1)
 
 
+def join_rows(trunk: Tensor, out: Tensor | None, planted_in: Tensor | None, start: int) -> Tensor:
+    """All filters over all inputs, differentiable in the blocks."""
+    rows = join_inputs(trunk, planted_in, start)
+    return rows if out is None else torch.cat([rows, out])
+
+
 def join_weight(trunk: Tensor, out: Tensor | None, planted_in: Tensor | None, start: int) -> Tensor:
     """A copy of all filters over all inputs, in the trunk's memory format."""
-    rows = join_inputs(trunk, planted_in, start)
-    return (rows if out is None else torch.cat([rows, out])).clone(memory_format=layout(trunk))
+    return join_rows(trunk, out, planted_in, start).clone(memory_format=layout(trunk))
 
 
 def join(trunk: Tensor | None, planted: Tensor | None, start: int | None = None) -> Tensor | None:

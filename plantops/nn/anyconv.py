@@ -169,6 +169,23 @@ class PlantedConv(nn.Module):
             options["output_padding"] = settings["output_padding"]
         return function(input, weight, bias, groups=groups, **options)
 
+    def whole_weight(self) -> Tensor:
+        """Trunk and planted blocks joined as in `merge`, but for memory format and the order of channels that are
+        planted in several places; differentiable in the blocks."""
+        if self.groups > 1:
+            done = self.in_start // ((self.in_channels - self.planted_in) // self.groups)
+            rows = self.in_channels - self.planted_in if self.transposed else self.out_channels - self.planted_out
+            weight = _blocks.join(self.weight, self.weight_out, done * (rows // self.groups))
+            assert weight is not None
+            return weight
+        blocks = [
+            None if t is None else t.transpose(0, 1) if self.transposed else t
+            for t in (self.weight, self.weight_out, self.weight_in)
+        ]
+        assert blocks[0] is not None
+        weight = _blocks.join_rows(blocks[0], blocks[1], blocks[2], self.in_start)
+        return weight.transpose(0, 1) if self.transposed else weight
+
     def merge(self) -> nn.Module:
         """The plain convolution with equal outputs. Old filters come first, but for a grouped one, whose new groups
         stay where they are; `requires_grad` is as it was, the parameters are copies."""
@@ -184,19 +201,9 @@ class PlantedConv(nn.Module):
             **self._settings,
         )
         with torch.no_grad():
-            if self.groups > 1:
-                done = self.in_start // inputs
-                weight = _blocks.join(self.weight, self.weight_out, done * (inputs if self.transposed else outputs))
-                bias = _blocks.join(self.bias, self.bias_out, done * outputs)
-            else:
-                blocks = [
-                    None if t is None else t.transpose(0, 1) if self.transposed else t
-                    for t in (self.weight, self.weight_out, self.weight_in)
-                ]
-                assert blocks[0] is not None
-                weight = _blocks.join_weight(blocks[0], blocks[1], blocks[2], self.in_start)
-                weight = weight.transpose(0, 1).contiguous() if self.transposed else weight
-                bias = _blocks.join(self.bias, self.bias_out)
+            weight = self.whole_weight().clone(memory_format=_blocks.layout(self.weight))
+            behind = None if self.groups == 1 else self.in_start // inputs * outputs
+            bias = _blocks.join(self.bias, self.bias_out, behind)
         conv.register_parameter("weight", _blocks.plain_parameter(weight, self._trained[0]))
         conv.register_parameter("bias", _blocks.plain_parameter(bias, self._trained[1]))
         return conv.train(self.training)

@@ -121,6 +121,11 @@ class PlantedConv2d(nn.Module):
             max_pool=self.max_pool, input_grad=self.input_grad, impl=self.impl,
         )  # fmt: skip
 
+    def whole_weight(self) -> Tensor:
+        """``[F_out + P_out, (F_in + P_in) / groups, kH, kW]``: trunk and planted blocks joined as in `merge`,
+        differentiable in the blocks."""
+        return _blocks.join_rows(self.weight, self.weight_out, self.weight_in, self.in_start)
+
     def merge(self) -> nn.Module:
         """The plain layer with equal outputs: an `nn.Conv2d`, followed by `nn.ReLU` and `nn.MaxPool2d` in an
         `nn.Sequential` where the planted layer has them fused. Old filters come first; `requires_grad` is as it was

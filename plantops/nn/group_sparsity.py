@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
 from plantops.errors import ArgumentError
 from plantops.functional import group_sparsity, group_sparsity_value_and_grad
+from plantops.nn.anyconv import PlantedConv
+from plantops.nn.conv import PlantedConv2d
 from plantops.ops import _checks
 from plantops.ops import group_sparsity as _sparsity
 from plantops.ops._registry import check_impl
@@ -20,12 +24,12 @@ _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 def convolutions(model: nn.Module, layers: Sequence[str] | None = None) -> dict[str, nn.Module]:
-    """The convolutions that are regularised, by qualified name.
+    """The convolutions that are regularised, by qualified name, planted ones included.
 
     By default every `Conv1d`, `Conv2d` and `Conv3d` but those on a shortcut (a part of the name is one of `SHORTCUTS`);
     with `layers` exactly the ones named. Raises ValueError for a name that is no convolution, and when none is left.
     """
-    found: dict[str, nn.Module] = {n: m for n, m in model.named_modules() if isinstance(m, _CONVOLUTIONS)}
+    found: dict[str, nn.Module] = {n: m for n, m in model.named_modules() if _is_convolution(m)}
     if layers is None:
         chosen = {name: module for name, module in found.items() if not set(name.split(".")) & set(SHORTCUTS)}
     else:
@@ -41,13 +45,28 @@ def convolutions(model: nn.Module, layers: Sequence[str] | None = None) -> dict[
     return chosen
 
 
+def _is_convolution(module: nn.Module) -> bool:
+    planted = isinstance(module, PlantedConv) and not module.transposed
+    return isinstance(module, (*_CONVOLUTIONS, PlantedConv2d)) or planted
+
+
+_LEFT: WeakKeyDictionary[nn.Module, tuple[str]] = WeakKeyDictionary()
+
+
+def note_copied(model: nn.Module, by: str) -> None:
+    """`by` gave a changed copy of `model`. A term over `model` from before then says so once, when it is used."""
+    _LEFT[model] = (by,)  # another object each time
+
+
 class GroupSparsity(nn.Module):
     """``strength (mix R + (1 - mix) sum |W|)`` over the convolution weights of a model; add it to the loss.
 
     R is a penalty of `plantops.functional.group_sparsity`, with the groups it names. Shortcut convolutions (a part of
     the name is "downsample" or "shortcut"), linear layers and biases are left out; `layers` selects others by name. The
     model is referred to, not owned: this module has no parameters and an empty `state_dict`, and follows weights that
-    move, train or are replaced.
+    move or train, and layers that are replaced (`plant` and `merge` in place). Of a planted layer the whole weight
+    counts, as after `merge`; the gradient goes to its planted blocks. After a `plant` or `merge` that gave a copy the
+    term is still the first model's, which it says by a warning: make one of the copy.
 
     >>> regulariser = plantops.nn.GroupSparsity(model, penalty="hierarchical_squared_group_lasso")
     >>> loss = F.cross_entropy(model(images), labels) + regulariser()
@@ -86,32 +105,62 @@ class GroupSparsity(nn.Module):
         check_impl(impl)
         chosen = convolutions(model, layers)
         self.layer_names = tuple(chosen)
-        # In a tuple the model's layers are not registered as this module's children.
-        self._layers = tuple(chosen.values())
+        # In a tuple the model is not registered as this module's child.
+        self._model = (model,)
+        self._left = _LEFT.get(model)
         self.penalty, self.groups, self.strength, self.mix, self.impl = penalty, groups, strength, mix, impl
 
     def weights(self) -> list[Tensor]:
-        """The regularised weights as they are now."""
-        return [layer.get_parameter("weight") for layer in self._layers]
+        """The regularised weights as they are now. Those of planted layers are put together anew at each call.
+
+        Raises:
+            RuntimeError: one of the layers is no convolution any more, or gone.
+        """
+        modules, weights = dict(self._model[0].named_modules()), []
+        for name in self.layer_names:
+            layer = modules.get(name)
+            if layer is None or not _is_convolution(layer):
+                found = "nothing" if layer is None else f"a {type(layer).__name__}"
+                raise RuntimeError(f"GroupSparsity was made for a convolution {name}, the model now has {found} there")
+            planted = isinstance(layer, (PlantedConv2d, PlantedConv))
+            weights.append(layer.whole_weight() if planted else layer.get_parameter("weight"))
+        return weights
+
+    def _check_left(self) -> None:
+        left = _LEFT.get(self._model[0])
+        if left is not None and left is not self._left:
+            self._left = left
+            warnings.warn(
+                f"GroupSparsity is a term over the model from before {left[0]}, which gave a copy: it does not act on "
+                "the copy. Make one over the model that trains",
+                stacklevel=3,
+            )
 
     def forward(self) -> Tensor:
         """The loss term, a number."""
+        self._check_left()
         return group_sparsity(self.weights(), self.penalty, self.groups, impl=self.impl, **self._factors())
 
     @torch.no_grad()
     def add_gradient(self, scale: Callable[[Tensor], Tensor] | None = None) -> Tensor:
         """Add the term's gradient to the weights' `.grad` without autograd, in one pass; returns the term.
 
-        Weights that need no gradient are left alone. `scale` is applied to every gradient (that of a loss scaler).
+        Weights that need no gradient are left alone, planted blocks get the slices that are theirs. `scale` is applied
+        to every gradient (that of a loss scaler).
         """
-        weights = self.weights()
+        self._check_left()
+        with torch.enable_grad():
+            weights = self.weights()
         value, gradients = group_sparsity_value_and_grad(
             weights, self.penalty, self.groups, impl=self.impl, **self._factors()
         )
         for weight, gradient in zip(weights, gradients, strict=True):
             if weight.requires_grad:
                 gradient = gradient if scale is None else scale(gradient)
-                weight.grad = gradient if weight.grad is None else weight.grad.add_(gradient)
+                if not weight.is_leaf:
+                    weight.backward(gradient)
+                else:
+                    weight.grad = gradient if weight.grad is None else weight.grad.add_(gradient)
         return value
 
     def _factors(self) -> dict[str, float]:

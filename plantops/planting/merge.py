@@ -5,6 +5,7 @@ import copy
 from torch import nn
 
 from plantops.errors import ArgumentError
+from plantops.nn.group_sparsity import note_copied
 from plantops.planting import fingerprint
 from plantops.planting.blocks import PLANTED
 from plantops.planting.compiled import forget_compiled
@@ -36,6 +37,8 @@ def merge(model: nn.Module, inplace: bool = False, *, check_trunk: bool = True) 
         fingerprint.check(model)
     planted = any(isinstance(module, PLANTED) for module in model.modules())
     before = dict(model.named_parameters())
+    if planted and not inplace:
+        note_copied(model, "plantops.merge")
     model = model if inplace else copy.deepcopy(model)
     if isinstance(model, PLANTED):
         if inplace:

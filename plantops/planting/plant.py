@@ -12,6 +12,7 @@ from plantops.errors import ArgumentError, ArgumentTypeError
 from plantops.graph import Site, check_plain
 from plantops.graph.cost import features as channels_of
 from plantops.graph.layers import widths
+from plantops.nn.group_sparsity import note_copied
 from plantops.planting.blocks import Blocks, Growth, build
 from plantops.planting.compiled import forget_compiled
 from plantops.planting.fingerprint import watch
@@ -22,6 +23,7 @@ from plantops.planting.pins import pin
 from plantops.planting.swap import replace
 from plantops.planting.trunk import planted_parameters, sites_of
 from plantops.train.stale import note_left
+from plantops.train.stale_averages import watch_averages
 
 RECORD = "_plantops_record"
 
@@ -99,6 +101,8 @@ def plant(
             check_init(init, one, count)
 
     before = dict(model.named_parameters(remove_duplicate=False))
+    if not inplace:
+        note_copied(model, "plantops.plant")
     model = model if inplace else copy.deepcopy(model)
     layers_start = "zero_in" if isinstance(init, GradMax) else layer_init(init)
     planted = build(model, growths, layers_start, generator, input_grad)
@@ -109,6 +113,7 @@ def plant(
             initialise(blocks, init, generator)
     _swap_in(model, planted, Originals(before))
     note_left(before, model, "plantops.plant", inplace)
+    watch_averages()
     forget_compiled(model)
     return model
 
