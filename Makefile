@@ -41,8 +41,8 @@ plant: setup
 test: setup
 	$(PYTEST)
 
-test-all: setup
-	$(PYTEST) -m ""
+test-all: test
+	$(PYTEST) -m exhaustive
 
 # Registers, stack and shared memory of every GPU kernel for every architecture. Needs Triton, but no GPU.
 kernel-report: setup
