@@ -122,7 +122,7 @@ def test_distill_adversarial_trains_and_plants(capsys: pytest.CaptureFixture[str
 
 def test_prune_meets_its_budget_and_says_what_it_is_worth(planted: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = ["--network", str(planted), "--max-params", "2000", "--finetune-epochs", "1", "--samples", "200"]
-    assert cli.main(["prune", *QUICK, *flags, "--out", "q"]) == 0
+    assert cli.main(["prune", *QUICK, *flags, "--progress", "plain", "--out", "q"]) == 0
     said = capsys.readouterr().out
     assert "One forward of 64 images" in said
     lines = [json.loads(line) for line in Path("q/metrics.jsonl").read_text().splitlines()]
@@ -132,6 +132,9 @@ def test_prune_meets_its_budget_and_says_what_it_is_worth(planted: Path, capsys:
     assert networks["initial"]["parameters"] > 2000
     assert sum(1 for line in lines if line.get("kind") == "epoch") == 1
     steps = [line for line in lines if line.get("kind") == "prune"]
+    shown = [line for line in said.splitlines() if line.startswith("step ")]
+    assert len(shown) == len(steps)
+    assert f"step {len(steps)}  {steps[-1]['parameters']:,} parameters" in shown[-1]
     assert steps[-1]["parameters"] == networks["pruned"]["parameters"]
     pruned = load_network("q", "pruned")
     assert sum(parameter.numel() for parameter in pruned.parameters()) == networks["pruned"]["parameters"]

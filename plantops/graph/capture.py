@@ -68,7 +68,8 @@ def capture(model: nn.Module, inputs: Sequence[Any], keywords: Mapping[str, Any]
     """
     tensors = tensors_in([*inputs, *(keywords or {}).values()])
     if not tensors or tensors[0].dim() == 0 or tensors[0].shape[0] == 0:
-        raise ArgumentError("example_inputs must begin with a tensor that holds at least one sample")
+        got = f"a tensor of shape {list(tensors[0].shape)}" if tensors else "no tensor"
+        raise ArgumentError(f"example_inputs must begin with a tensor that holds at least one sample, got {got}")
     bound = bind(model, tuple(inputs), keywords or {})
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     copied = _fake_copy(model, mode)

@@ -24,7 +24,7 @@ from plantops.graph.rules import argument
 
 def trace(
     model: nn.Module,
-    example_inputs: Any,
+    example_inputs: Any = (),
     *,
     example_kwargs: Mapping[str, Any] | None = None,
     grow_linear: bool = False,
@@ -59,7 +59,7 @@ def trace(
             arguments. An argument may be a tensor or anything that holds some in tuples, lists, mappings and
             dataclasses; other values are constants of the trace. Of tensors only shapes, dtypes and devices are used;
             the first dimension of the first one counts the samples. Costs are for one sample of this shape.
-        example_kwargs: keyword arguments beside positional ones.
+        example_kwargs: keyword arguments beside positional ones, or alone.
         grow_linear: offer hidden linear layers, too.
         groups: sites named by hand, each in the place of the traced sites of its producers. Nothing is proved of them
             here: ``plantops.trace`` verifies them.
@@ -88,23 +88,34 @@ def trace(
 
 def check_plain(model: nn.Module) -> None:
     """Raise unless ``model`` is a module that can be looked into and changed."""
+    check_unwrapped(model, "planted")
+    for name, module in model.named_modules():
+        if hasattr(module, "planted_out") or hasattr(module, "weight_out"):
+            where = f"model.{name}" if name else "model"
+            raise ArgumentError(
+                f"{where} is a planted layer ({type(module).__name__}): call plantops.merge(model) first"
+            )
+
+
+def check_unwrapped(model: nn.Module, result: str) -> None:
+    """Raise where ``model`` is no module, or is wrapped in another; ``result``: what it is to be, "planted" or
+    "merged"."""
     if not isinstance(model, nn.Module):
         raise ArgumentTypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     for name, module in model.named_modules():
         kind = type(module).__name__
         where = f"model.{name}" if name else "model"
+        sharded = "plant the module before it is sharded" if result == "planted" else "merge it where it is whole"
         if isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-            raise ArgumentError(f"{where} is wrapped in {kind}: use {where}.module, and wrap the planted model again")
+            raise ArgumentError(f"{where} is wrapped in {kind}: use {where}.module, and wrap the {result} model again")
         if kind == "OptimizedModule" and hasattr(module, "_orig_mod"):
-            raise ArgumentError(f"{where} is compiled: use {where}._orig_mod, and compile the planted model again")
+            raise ArgumentError(f"{where} is compiled: use {where}._orig_mod, and compile the {result} model again")
         if kind.startswith("FullyShardedDataParallel"):
-            raise ArgumentError(f"{where} is wrapped in {kind}: plant the module before it is sharded")
+            raise ArgumentError(f"{where} is wrapped in {kind}: {sharded}")
         if any(base.__name__ == "FSDPModule" for base in type(module).__mro__):
-            raise ArgumentError(f"{where} is sharded by fully_shard: plant the module before it is sharded")
+            raise ArgumentError(f"{where} is sharded by fully_shard: {sharded}")
         if isinstance(module, torch.jit.ScriptModule):
             raise ArgumentError(f"{where} is a TorchScript module: use the Python module that it was made from")
-        if hasattr(module, "planted_out") or hasattr(module, "weight_out"):
-            raise ArgumentError(f"{where} is a planted layer ({kind}): call plantops.merge(model) first")
 
 
 def _check_forward(graph: fx.Graph) -> None:

@@ -1,7 +1,7 @@
 """What a network costs: parameters, and multiply-accumulates for one sample."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -27,19 +27,30 @@ def count_macs(model: nn.Module, input_shape: Sequence[int]) -> int:
     Args:
         input_shape: shape of one sample without the batch dimension, e.g. ``(3, 32, 32)``.
     """
+    probe = copy.deepcopy(model).to("meta")
+    dtype = next((p.dtype for p in probe.parameters() if p.is_floating_point()), torch.float32)
+    return count_call_macs(probe, lambda: probe(torch.empty((1, *input_shape), dtype=dtype, device="meta")))
+
+
+def count_call_macs(model: nn.Module, call: Callable[[], Any]) -> int:
+    """As ``count_macs``, for all samples that ``call`` calls ``model`` with; in ``eval()``, without gradients."""
     total = 0
 
     def add(module: nn.Module, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
         nonlocal total
         total += output.numel() * _macs_per_output(module)
 
-    probe = copy.deepcopy(model).to("meta").eval()
-    for module in probe.modules():
-        if _macs_per_output(module):
-            module.register_forward_hook(add)
-    dtype = next((p.dtype for p in probe.parameters() if p.is_floating_point()), torch.float32)
-    with torch.no_grad():
-        probe(torch.empty((1, *input_shape), dtype=dtype, device="meta"))
+    modes = [(module, module.training) for module in model.modules()]
+    hooks = [module.register_forward_hook(add) for module in model.modules() if _macs_per_output(module)]
+    try:
+        model.eval()
+        with torch.no_grad():
+            call()
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for module, mode in modes:
+            module.training = mode
     return total
 
 

@@ -24,7 +24,6 @@ from plantops.models import PlantingNet, count_macs, count_parameters
 from plantops.planting.config import PlanterConfig
 from plantops.planting.keeping import check_parts, discard, is_worse
 from plantops.planting.networks import NETWORKS, describe, save_network
-from plantops.planting.pruned import check_prunable
 from plantops.planting.search import Planter, PlanterResult, check_starts, wanted_growths
 from plantops.planting.zoo import ZooFamily
 from plantops.train.data import DataParts, ImageData
@@ -310,8 +309,6 @@ def check_experiment(experiment: Experiment, parts: DataParts) -> None:
         )
     plan = trace(initial, (image,), grow_linear=config.grow_linear)
     check_starts(config.init, plan, wanted_growths(config.channels, plan, config.sites))
-    if config.prune_every:
-        check_prunable(initial, (image,))
 
 
 def train_network(

@@ -5,6 +5,7 @@ import copy
 from torch import nn
 
 from plantops.errors import ArgumentError
+from plantops.graph.trace import check_unwrapped
 from plantops.nn.group_sparsity import note_copied
 from plantops.planting import fingerprint
 from plantops.planting.blocks import PLANTED
@@ -30,9 +31,12 @@ def merge(model: nn.Module, inplace: bool = False, *, check_trunk: bool = True) 
             False takes it as it is.
 
     Raises:
+        TypeError: ``model`` is no module.
+        ValueError: it is wrapped (DataParallel, DistributedDataParallel, FSDP, torch.compile).
         RuntimeError: a tensor of the trunk has moved or is gone, or a norm or dropout is no longer held in ``eval()``;
             names it. Nothing has changed then.
     """
+    check_unwrapped(model, "merged")
     if check_trunk:
         fingerprint.check(model)
     planted = any(isinstance(module, PLANTED) for module in model.modules())

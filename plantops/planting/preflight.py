@@ -12,6 +12,7 @@ from plantops.graph import Plan, Site
 from plantops.planting.blocks import PLANTED
 from plantops.planting.candidate import Growth
 from plantops.planting.plant import plant
+from plantops.train.logits import logits_of
 
 
 def check_training(model: nn.Module, plan: Plan, growths: Sequence[Growth], images: Tensor) -> None:
@@ -25,7 +26,7 @@ def check_training(model: nn.Module, plan: Plan, growths: Sequence[Growth], imag
     devices = [images.device.index] if images.is_cuda else []
     with torch.random.fork_rng(devices), torch.enable_grad():
         try:
-            logits = planted(images)
+            logits = logits_of(planted(images))
             if logits.requires_grad:
                 logits.square().sum().backward()
         except (RuntimeError, TypeError, AttributeError, NotImplementedError) as error:

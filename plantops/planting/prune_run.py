@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +14,7 @@ from plantops.errors import ArgumentError
 from plantops.graph import Plan, trace
 from plantops.planting.experiment import Entry, ExperimentResult, Stage
 from plantops.pruning.latency import latency_table
-from plantops.pruning.prune import prune
+from plantops.pruning.prune import PruneStep, prune
 from plantops.pruning.samples import draw_samples
 from plantops.train.data import DataParts
 from plantops.train.recipe import Recipe
@@ -82,7 +83,18 @@ def prune_network(
 def _pruned(
     model: nn.Module, plan: Plan, batches: Sequence[tuple[Tensor, Tensor]], pruning: Pruning, session: Session
 ) -> nn.Module:
-    """The pruned network, and a record of every step."""
+    """The pruned network, with a line and a record for every step."""
+    numbers = itertools.count(1)
+
+    def step_done(step: PruneStep) -> None:
+        number, removed = next(numbers), {name: len(channels) for name, channels in step.removed.items()}
+        fields = {"parameters": step.parameters, "macs": step.macs, "sample_loss": step.loss}
+        session.record("prune", step=number, removed=removed, **fields)
+        taken = ", ".join(f"{count} of {name}" for name, count in removed.items())
+        session.progress.note(
+            f"step {number}  {step.parameters:,} parameters  {step.macs:,} MACs  loss {step.loss:.4f}  without {taken}"
+        )
+
     result = prune(
         model,
         plan,
@@ -93,10 +105,6 @@ def _pruned(
         criterion=pruning.criterion,
         share=pruning.share,
         multiple_of=pruning.multiple_of,
+        step_done=step_done,
     )
-    for number, step in enumerate(result.steps, 1):
-        removed = {name: len(channels) for name, channels in step.removed.items()}
-        session.record(
-            "prune", step=number, removed=removed, parameters=step.parameters, macs=step.macs, sample_loss=step.loss
-        )
     return copy.deepcopy(model) if result.model is model else result.model

@@ -9,10 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from plantops.errors import ArgumentError
 from plantops.graph import Plan, trace
-from plantops.graph.capture import Untraceable
-from plantops.graph.forward import Forward
 from plantops.planting.candidate import Student, Surroundings
 from plantops.pruning.cut import remove_channels
 from plantops.pruning.prune import prune
@@ -53,20 +50,6 @@ class Pruned:
     sample_loss: tuple[float | None, float | None]
     val_loss: tuple[float | None, float | None]
     val_accuracy: float | None
-
-
-def check_prunable(model: nn.Module, example_inputs: tuple[Any, ...]) -> None:
-    """Channels of ``model`` can be switched off one by one.
-
-    Raises:
-        ValueError: its forward cannot be followed; says why.
-    """
-    try:
-        Forward.of(model, example_inputs)
-    except Untraceable as error:
-        raise ArgumentError(
-            f"prune_every: the channels of model cannot be switched off one by one ({error})"
-        ) from error
 
 
 def prune_student(

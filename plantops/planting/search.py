@@ -26,7 +26,7 @@ from plantops.planting.joint import train_jointly
 from plantops.planting.keeping import Discarded, judge_teacher, why_all_diverged
 from plantops.planting.plant import why_not_started
 from plantops.planting.preflight import check_training
-from plantops.planting.pruned import HOW, SAMPLES, Pruned, check_prunable, prune_student
+from plantops.planting.pruned import HOW, SAMPLES, Pruned, prune_student
 from plantops.planting.sweep.round import sweep_shared
 from plantops.planting.winners import grown_together, ranked
 from plantops.train.data import ImageData, Normalisation
@@ -188,8 +188,6 @@ class Planter:
         growths = wanted_growths(config.channels, self.initial.plan, config.sites)
         check_starts(config.init, self.initial.plan, growths)
         check_training(self.initial.model, self.initial.plan, growths, first_images)
-        if config.prune_every:
-            check_prunable(self.initial.model, self.around.example_inputs)
 
     def run(self) -> PlanterResult:
         """The whole search; continues where the session stopped."""

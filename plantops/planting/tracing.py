@@ -24,7 +24,7 @@ Call = tuple[tuple[Any, ...], dict[str, Any]]
 
 def trace(
     model: nn.Module,
-    example_inputs: Any,
+    example_inputs: Any = (),
     *,
     example_kwargs: Mapping[str, Any] | None = None,
     grow_linear: bool = False,
@@ -38,7 +38,8 @@ def trace(
     each takes, and runs four times in ``eval()``: as it is, planted with ``zero_in`` (the same outputs), with random
     planted blocks, and merged (the same outputs as planted). Only if that fails every site is tried alone, and those
     that fail are refused, with the reason. This costs a copy of the model and four forwards of the example inputs, so
-    give one sample. Example inputs that hold one value only are replaced by noise.
+    give one sample. Example inputs that hold one value only are replaced by noise. The copy has the model's forward
+    hooks, which are called: a site that they do not fit is refused.
 
     ``verify`` is left out where there are no numbers to compare: tensors on the meta device, or fake ones. A closer
     look, with a training step and the trunk's bits, is ``plantops.planting.verify``.
@@ -89,10 +90,6 @@ def _lively(tensor: Tensor) -> Tensor:
 def _problem(model: nn.Module, sites: list[Site], call: Call) -> str | None:
     """What goes wrong when ``model`` grows at ``sites``, in words; None when nothing does."""
     work = copy.deepcopy(model)
-    for module in work.modules():
-        for name, value in vars(module).items():
-            if name.endswith("_hooks") and isinstance(value, dict):
-                value.clear()
     devices = {tensor.device for tensor in (*model.parameters(), *tensors_in(call)) if tensor.is_cuda}
     with torch.random.fork_rng(devices=[device.index for device in devices]):
         before = _outputs(work, call)

@@ -23,7 +23,7 @@ _CHANNELS = 8
 def verify(
     model: nn.Module,
     sites: Site | Iterable[Site],
-    example_inputs: Any,
+    example_inputs: Any = (),
     *,
     example_kwargs: Mapping[str, Any] | None = None,
 ) -> dict[str, str | None]:

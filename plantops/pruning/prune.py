@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -13,9 +14,18 @@ from torch.optim import Optimizer
 
 from plantops.errors import ArgumentError
 from plantops.graph import Plan, trace
-from plantops.models import count_macs, count_parameters
+from plantops.models import count_call_macs, count_parameters
 from plantops.pruning.cut import narrowed, remove_channels
-from plantops.pruning.scores import Loss, Samples, loss_increases, magnitudes, mean_loss
+from plantops.pruning.scores import (
+    Loss,
+    Samples,
+    batches_of,
+    call,
+    loss_increases,
+    magnitudes,
+    mean_loss,
+    sample_count,
+)
 
 CRITERIA = ("loss", "loss_per_parameter", "loss_per_mac", "magnitude")
 
@@ -77,7 +87,7 @@ class _Piece:
 def prune(
     model: nn.Module,
     plan: Plan,
-    samples: tuple[Tensor, Tensor] | Samples,
+    samples: tuple[Any, Tensor] | Iterable[tuple[Any, Tensor]],
     *,
     max_parameters: int | None = None,
     max_macs: int | None = None,
@@ -90,6 +100,7 @@ def prune(
     at_once: int = 16,
     optimizer: Optimizer | None = None,
     inplace: bool = False,
+    step_done: Callable[[PruneStep], None] | None = None,
 ) -> PruneResult:
     """Remove channels of the sites of ``plan``, the cheapest first, step by step.
 
@@ -102,7 +113,8 @@ def prune(
     Args:
         model: a trained, plain model.
         plan: ``plantops.trace(model, example_inputs)``; its sites are pruned (``Plan`` takes a choice of them).
-        samples: (inputs, labels), or a sequence of such batches: randomly drawn training samples.
+        samples: (inputs, labels), or batches of such: randomly drawn training samples. Inputs are a tensor, a tuple of
+            the positional arguments of ``forward``, or a mapping of its keyword arguments.
         max_parameters, max_macs, max_loss_increase: budgets, one at least; MACs are for one sample.
         criterion: ``loss``: the increase of the loss when a channel is switched off, as published;
             ``loss_per_parameter``, ``loss_per_mac``: over what its removal saves; ``magnitude``: root mean square of
@@ -110,28 +122,36 @@ def prune(
         share: of the channels that are left, to remove before they are scored again, above 0 to 1.
         multiple_of: widths become multiples of it (where they stay above it), for kernels that pay for the rest.
         min_channels: no site becomes narrower.
-        loss: mean loss of a batch from outputs and labels.
+        loss: mean loss of a batch from the model's output and labels. Labels that are the ``ignore_index`` of one of
+            torch's losses count for nothing; these losses get the ``logits`` of an output that is no tensor.
         at_once: channels that are switched off in one pass (memory).
         optimizer: over parameters of ``model``; changed in place to go on with the result, see ``remove_channels``.
         inplace: change ``model`` itself instead of a deep copy.
+        step_done: told about every removal.
 
     Returns:
         the network (``model`` itself if nothing was removed) and what was removed. Where no more can be removed, a
         budget may be missed: compare ``parameters``.
 
     Raises:
-        ValueError: no budget, an argument out of range, a plan of another model, a forward that cannot be followed.
+        ValueError: no budget, an argument out of range, a plan of another model; samples that are no batches or hold
+            no label; a loss or a score that is NaN; a model that cannot be called once it is narrower.
     """
-    batches = _batches(samples)
+    batches = batches_of(samples)
     budget = _Budget(max_parameters, max_macs, max_loss_increase)
-    _check(budget, criterion, share, multiple_of, min_channels, batches)
-    example, shape = batches[0][0][:2], batches[0][0].shape[1:]
+    _check(budget, criterion, share, multiple_of, min_channels)
+    example = batches[0][0]
     current = _again(model, plan, example)
     for name, site in plan.items():
-        if name not in current or current[name].width != site.width:
+        if name not in current:
+            raise ArgumentError(
+                f"plan must hold sites that plantops.graph.trace finds in the model: {name} is of another model, or "
+                "was named by hand, and those cannot be pruned"
+            )
+        if current[name].width != site.width:
             raise ArgumentError(f"plan is of another model: it has {name} with {site.width} channels")
     start = mean_loss(model, batches, loss)
-    before = (count_parameters(model), count_macs(model, shape))
+    before = _size(model, example)
     steps: list[PruneStep] = []
     size = before
     own = inplace
@@ -142,7 +162,7 @@ def prune(
         chosen = _choose(_pieces(current, scores, criterion, multiple_of, min_channels), current, size, budget, share)
         now = start
         while chosen:
-            now = mean_loss(narrowed(model, current, _by_site(chosen))[0], batches, loss)
+            now = _loss_after(model, current, _by_site(chosen), batches, loss)
             if max_loss_increase is None or now - start <= max_loss_increase:
                 break
             chosen = chosen[: len(chosen) // 2]
@@ -151,16 +171,17 @@ def prune(
         removed = _by_site(chosen)
         model = remove_channels(model, current, removed, optimizer=optimizer, inplace=own)
         current, own = _again(model, plan, example), True
-        size = (count_parameters(model), count_macs(model, shape))
+        size = _size(model, example)
         steps.append(PruneStep(removed, *size, now))
+        if step_done is not None:
+            step_done(steps[-1])
     end = steps[-1].loss if steps else start
-    widths = {name: (site.width, current[name].width) for name, site in plan.items()}
+    gone = {name: sum(len(step.removed.get(name, ())) for step in steps) for name in plan}
+    widths = {name: (site.width, site.width - gone[name]) for name, site in plan.items()}
     return PruneResult(model, steps, widths, (before[0], size[0]), (before[1], size[1]), (start, end))
 
 
-def _check(
-    budget: _Budget, criterion: str, share: float, multiple_of: int, min_channels: int, batches: Samples
-) -> None:
+def _check(budget: _Budget, criterion: str, share: float, multiple_of: int, min_channels: int) -> None:
     if budget == _Budget(None, None, None):
         raise ArgumentError("max_parameters, max_macs or max_loss_increase must be given, got none of them")
     if criterion not in CRITERIA:
@@ -170,19 +191,28 @@ def _check(
     for name, value in (("multiple_of", multiple_of), ("min_channels", min_channels)):
         if value < 1:
             raise ArgumentError(f"{name} must be at least 1, got {value}")
-    if not batches or any(len(inputs) == 0 for inputs, _ in batches):
-        raise ArgumentError("samples must hold batches of at least one sample")
 
 
-def _batches(samples: tuple[Tensor, Tensor] | Samples) -> Samples:
-    if len(samples) == 2 and isinstance(samples[0], Tensor) and isinstance(samples[1], Tensor):
-        return [(samples[0], samples[1])]
-    return [(inputs, labels) for inputs, labels in samples]
+def _size(model: nn.Module, inputs: Any) -> tuple[int, int]:
+    """Parameters, and multiply-accumulates for one sample."""
+    return count_parameters(model), count_call_macs(model, lambda: call(model, inputs)) // sample_count(inputs)
 
 
-def _again(model: nn.Module, plan: Plan, example: Tensor) -> Plan:
-    """The sites of ``plan`` as they are now."""
-    return Plan([site for site in trace(model, example, grow_linear=True).values() if site.name in plan])
+def _loss_after(
+    model: nn.Module, plan: Plan, removed: Mapping[str, Sequence[int]], batches: Samples, loss: Loss
+) -> float:
+    """The loss of ``model`` without these channels."""
+    try:
+        return mean_loss(narrowed(model, plan, removed)[0], batches, loss)
+    except (RuntimeError, TypeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ArgumentError(f"model cannot be called without channels of {', '.join(removed)}: {reason}") from error
+
+
+def _again(model: nn.Module, plan: Plan, inputs: Any) -> Plan:
+    """The sites of ``plan`` as they are now; without those that are so narrow that they are not told from what they
+    meet (one channel, which any tensor of one channel is broadcast over)."""
+    return Plan([site for site in trace(model, inputs, grow_linear=True).values() if site.name in plan])
 
 
 def _pieces(

@@ -161,7 +161,7 @@ def test_functions_with_a_backward_of_their_own():
         def backward(ctx, gradient):
             return -gradient
 
-    with pytest.raises(Untraceable, match="in an autograd.Function"):
+    with pytest.raises(Untraceable, match=r"in an autograd.Function"):
         Forward.of(net(lambda model, x: model.inner(Same.apply(model.a(x)))), (X,))
 
 

@@ -10,6 +10,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn.utils import parametrizations, parametrize, spectral_norm
 
 from plantops.graph import Group, trace
+from plantops.planting.merge import merge
 from plantops.planting.plant import plant
 
 
@@ -476,6 +477,13 @@ def test_wrapped_models_say_how_to_do_it_right():
         trace(nn.Sequential(torch.compile(plain, backend="eager")), x)
     with pytest.raises(ValueError, match="model is a TorchScript module: use the Python module that it was made from"):
         trace(torch.jit.trace(plain, x), x)
+    planted = plant(plain, trace(plain, x)["0"], 1)
+    with pytest.raises(ValueError, match=r"model is wrapped in DataParallel: use model\.module, and wrap the merged"):
+        merge(nn.DataParallel(planted))
+    with pytest.raises(ValueError, match=r"model is compiled: use model\._orig_mod, and compile the merged model"):
+        merge(torch.compile(planted, backend="eager"))
+    with pytest.raises(TypeError, match=r"must be a torch\.nn\.Module, got Tensor"):
+        merge(x)
     with pytest.raises(TypeError, match=r"must be a torch\.nn\.Module, got function"):
         trace(lambda y: y, x)
 
@@ -488,6 +496,8 @@ def test_models_that_are_spread_over_processes_say_how_to_do_it_right():
         with pytest.raises(ValueError, match=r"is wrapped in DistributedDataParallel: use model\.module, and wrap the"):
             trace(nn.parallel.DistributedDataParallel(plain), x)
         plan = trace(plain, x)
+        with pytest.raises(ValueError, match=r"use model\.module, and wrap the merged model again"):
+            merge(nn.parallel.DistributedDataParallel(plant(plain, plan["0"], 1)))
         with pytest.raises(ValueError, match=r"model\.0 is wrapped in DistributedDataParallel: use model\.0\.module"):
             plant(nn.Sequential(nn.parallel.DistributedDataParallel(plain)), plan["0"], 1)
         mesh = torch.distributed.init_device_mesh("cpu", (1,))

@@ -562,7 +562,7 @@ def test_a_step_that_the_held_out_part_misses_is_undone(tmp_path: Path, monkeypa
     assert sum(pruned.widths[name] for name in SOME) > len(SOME)  # one channel each would have been left
 
 
-def test_a_model_that_cannot_be_pruned_is_refused_before_anything_trains() -> None:
+def test_a_model_whose_steps_cannot_be_followed_is_pruned_by_calling_it() -> None:
     class Branching(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -571,8 +571,8 @@ def test_a_model_that_cannot_be_pruned_is_refused_before_anything_trains() -> No
         def forward(self, x: Tensor) -> Tensor:
             return self.inner(x) if len(x) > 0 else self.inner(x) * 2
 
-    search(network(), prune_every=1, max_rounds=0)
-    with pytest.raises(ValueError, match="prune_every"):
-        search(Branching(), prune_every=1, max_rounds=0)
+    with pytest.warns(UserWarning, match="the model is called once for each channel that is scored"):
+        result = search(Branching(), prune_every=1, max_rounds=1)
+    assert [pruned.round for pruned in result.prunings] == [1]
     with pytest.raises(ValueError, match="prune_every must be an integer of at least 0, got -1"):
         config(prune_every=-1)

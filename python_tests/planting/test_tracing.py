@@ -60,9 +60,53 @@ def test_the_model_is_left_alone():
     net.register_forward_hook(lambda *_: calls.append(1))
     net.c1.register_forward_pre_hook(lambda *_: calls.append(2))
     before = copy.deepcopy(net.state_dict())
-    plantops.trace(net, X)
+    plantops.trace(net, X, verify=False)
     assert not calls
+    plantops.trace(net, X)
+    assert calls == [2, 1] * 4  # as it is, planted, with random blocks, merged
     assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
+    assert len(net._forward_hooks) == len(net.c1._forward_pre_hooks) == 1
+
+
+def per_channel(module, inputs, output):
+    return output * torch.ones(4, 1, 1, dtype=output.dtype)
+
+
+def over_channels(module, inputs):
+    return (inputs[0] / inputs[0].norm(dim=1, keepdim=True),)
+
+
+@pytest.mark.parametrize(
+    ("register", "where", "hook", "reason"),
+    [
+        ("register_forward_hook", "a", per_channel, "RuntimeError: The size of tensor a"),
+        ("register_forward_pre_hook", "b", over_channels, "PlantingError: planting changes the outputs"),
+        ("register_forward_pre_hook", "", lambda module, x: (x[0] / 255,), None),
+        ("register_forward_hook", "a", lambda module, x, y: None, None),
+    ],
+    ids=["one for each channel", "over the channels", "of the model", "that looks"],
+)
+def test_verification_calls_the_hooks(register, where, hook, reason):
+    net = Chain(nn.ReLU()).double()
+    getattr(net.get_submodule(where), register)(hook)
+    plan = plantops.trace(net, X)
+    assert list(plan) == (["b"] if reason else ["a", "b"])
+    assert plan.refusals.get("a", "").startswith(f"verification failed: {reason}" if reason else "")
+
+
+def test_keywords_alone():
+    class Named(Chain):
+        def forward(self, *, image, scale=1.0):
+            return super().forward(image * scale)
+
+    net, keywords = Named(nn.ReLU()).double(), {"image": X, "scale": 2.0}
+    plan = plantops.trace(net, example_kwargs=keywords)
+    assert list(plan) == ["a", "b"]
+    assert plan == plantops.trace(net, keywords) == trace_graph(net, example_kwargs=keywords)
+    assert verify(net, plan, example_kwargs=keywords) == {"a": None, "b": None}
+    for wrong in ({}, {"example_kwargs": {"scale": 2.0}}):
+        with pytest.raises(ValueError, match=r"example_inputs must begin with a tensor .*, got no tensor"):
+            plantops.trace(net, **wrong)
 
 
 def test_random_forwards_and_meta_models():
