@@ -16,16 +16,20 @@ import safetensors
 import safetensors.torch
 from torch import Tensor, nn
 
-from plantops.errors import ArgumentError
+from plantops.errors import ArgumentError, ArgumentTypeError
 from plantops.planting.blocks import PLANTED
-from plantops.train.files import RunError, atomic_write_bytes, atomic_write_text, explained
+from plantops.planting.widths import check_stored, own_tensors, widths_of
+from plantops.train.files import (
+    RunError,
+    atomic_write_bytes,
+    atomic_write_text,
+    explained,
+    parse_json,
+    read_regular,
+)
 
 _FORMAT, _VERSION = "plantops-model", 1
 _WEIGHTS, _STRUCTURE = "model.safetensors", "structure.json"
-_WIDTHS = (
-    "in_channels", "out_channels", "groups", "in_features", "out_features", "num_features", "num_channels",
-    "num_groups", "num_parameters",
-)  # fmt: skip
 
 
 def save(model: nn.Module, path: str | os.PathLike[str]) -> Path:
@@ -39,6 +43,8 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> Path:
         ValueError: the model has planted layers: merge it first.
         RunError: the folder cannot be written; says what to do.
     """
+    if not isinstance(model, nn.Module):
+        raise ArgumentTypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     if any(isinstance(module, PLANTED) for module in model.modules()):
         raise ArgumentError("model must be merged before it is saved: plantops.save(plantops.merge(model), path)")
     folder = Path(path)
@@ -67,50 +73,51 @@ def load(path: str | os.PathLike[str], factory: Callable[[], nn.Module]) -> nn.M
         factory: makes the model as it was before it grew, e.g. ``lambda: torchvision.models.resnet18()``.
 
     Returns:
-        what ``factory`` made, with its layers as wide as stored and the stored tensors, on the factory's device.
+        what ``factory`` made, with its layers as wide as stored and the stored tensors, on the factory's device and in
+        its floating point type.
 
     Raises:
-        RunError: files that are missing, damaged or not written by ``save``.
+        RunError: files that are missing, damaged or not written by ``save``; names the entry.
         ValueError: ``factory`` makes another model: a layer is missing or of another kind.
+        TypeError: ``factory`` is no function that makes a model.
     """
+    if isinstance(factory, nn.Module):
+        kind = type(factory).__name__
+        raise ArgumentTypeError(
+            f"factory must be a function that makes the model, got a {kind}: pass lambda: {kind}(...)"
+        )
+    if not callable(factory):
+        raise ArgumentTypeError(f"factory must be a function that makes the model, got {factory!r}")
+    if not isinstance(path, (str, os.PathLike)):
+        raise ArgumentTypeError(f"path must be the folder that plantops.save wrote, got {type(path).__name__}")
     folder = Path(path)
     structure, tensors = _read(folder)
     model = factory()
-    try:
-        fill(model, structure["layers"], tensors)
-    except RuntimeError as error:
-        raise ArgumentError(f"factory makes another model than the stored {structure['class']}: {error}") from error
+    if not isinstance(model, nn.Module):
+        raise ArgumentTypeError(f"factory must make a torch.nn.Module, got {type(model).__name__}")
+    fill(model, structure["layers"], tensors, str(folder / _STRUCTURE))
     return model
 
 
 def layer_widths(model: nn.Module) -> dict[str, dict[str, int]]:
     """The widths of every layer that has tensors, by its name: what ``fill`` needs."""
-    return {name: _widths(module) for name, module in model.named_modules() if _widths(module)}
+    return {name: widths_of(module) for name, module in model.named_modules() if widths_of(module)}
 
 
-def fill(model: nn.Module, layers: dict[str, dict[str, int]], tensors: dict[str, Tensor]) -> None:
-    """Widen the layers of ``model`` to ``layers`` and give it the stored ``tensors``.
+def fill(model: nn.Module, layers: Any, tensors: dict[str, Tensor], where: str = _STRUCTURE) -> None:
+    """Widen the layers of ``model`` to ``layers`` and give it the stored ``tensors``: all of it, or nothing.
+
+    ``where``: the file of ``layers``, for the message.
 
     Raises:
-        ValueError: a layer is missing or of another kind. RuntimeError: tensors are missing, or do not fit.
+        RunError: widths that are none, or that contradict the tensors. ValueError: ``model`` is another one.
     """
+    check_stored(model, layers, tensors, where)
     modules = dict(model.named_modules())
     for name, stored in layers.items():
-        if name not in modules or _widths(modules[name]).keys() != stored.keys():
-            found = type(modules[name]).__name__ if name in modules else "no such layer"
-            raise ArgumentError(f"factory makes another model: {name} was stored with {stored}, it has {found}")
-        _widen(modules[name], stored, {key: tensors.get(f"{name}.{key}") for key in _own(modules[name])})
+        prefix = f"{name}." if name else ""
+        _widen(modules[name], stored, {key: tensors.get(prefix + key) for key in own_tensors(modules[name])})
     model.load_state_dict(tensors)
-
-
-def _widths(module: nn.Module) -> dict[str, int]:
-    if not module._parameters and not module._buffers:
-        return {}
-    return {key: vars(module)[key] for key in _WIDTHS if isinstance(vars(module).get(key), int)}
-
-
-def _own(module: nn.Module) -> list[str]:
-    return [key for key, value in (*module._parameters.items(), *module._buffers.items()) if value is not None]
 
 
 def _widen(module: nn.Module, widths: dict[str, int], tensors: dict[str, Tensor | None]) -> None:
@@ -127,16 +134,14 @@ def _widen(module: nn.Module, widths: dict[str, int], tensors: dict[str, Tensor 
 
 
 def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    with explained(folder / _STRUCTURE):
-        text = (folder / _STRUCTURE).read_bytes()
-    with explained(folder / _WEIGHTS):
-        content = (folder / _WEIGHTS).read_bytes()
+    structure = parse_json(read_regular(folder / _STRUCTURE), folder / _STRUCTURE)
+    content = read_regular(folder / _WEIGHTS)
+    known = isinstance(structure, dict) and structure.get("format") == _FORMAT
+    if not known or structure.get("version") != _VERSION or "layers" not in structure:
+        raise RunError(f"{folder / _STRUCTURE}: not written by plantops.save of this version.")
+    if hashlib.sha256(content).hexdigest() != structure.get("sha256"):
+        raise RunError(f"{folder / _WEIGHTS}: damaged, its SHA-256 is not the one in {_STRUCTURE}.")
     try:
-        structure = json.loads(text)
-        if structure["format"] != _FORMAT or structure["version"] != _VERSION:
-            raise RunError(f"{folder / _STRUCTURE}: not written by plantops.save of this version.")
-        if hashlib.sha256(content).hexdigest() != structure["sha256"]:
-            raise RunError(f"{folder / _WEIGHTS}: damaged, its SHA-256 is not the one in {_STRUCTURE}.")
-        return {"layers": structure["layers"], "class": structure["class"]}, safetensors.torch.load(content)
-    except (KeyError, TypeError, ValueError, safetensors.SafetensorError) as error:
-        raise RunError(f"{folder / _STRUCTURE}: damaged, or not written by plantops.save ({error}).") from error
+        return structure, safetensors.torch.load(content)
+    except (KeyError, ValueError, safetensors.SafetensorError) as error:
+        raise RunError(f"{folder / _WEIGHTS}: damaged ({error}).") from error
