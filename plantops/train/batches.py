@@ -71,11 +71,22 @@ class Draws(NamedTuple):
     mirror: Tensor  # bool
 
 
-def batch_count(samples: int, batch_size: int, drop_last: bool = False) -> int:
-    """How many batches one epoch has."""
+def batch_sizes(samples: int, batch_size: int) -> list[int]:
+    """How many samples each batch of one epoch has. A last batch of a single one joins the batch before it: over one
+    sample alone a batch norm may have no variance.
+
+    Raises:
+        ValueError: batch_size below 1.
+    """
     if batch_size < 1:
         raise ArgumentError(f"batch_size must be at least 1, got {batch_size}")
-    return samples // batch_size if drop_last else -(-samples // batch_size)
+    whole, rest = divmod(samples, batch_size)
+    sizes = [batch_size] * whole
+    if rest == 1 and whole:
+        sizes[-1] += 1
+    elif rest:
+        sizes.append(rest)
+    return sizes
 
 
 def epoch_order(samples: int, *, seed: int, keys: tuple[int | str, ...] = (), shuffle: bool = True) -> Tensor:
@@ -91,30 +102,26 @@ def epoch_batches(
     keys: tuple[int | str, ...] = (),
     augment: Augment | None = None,
     shuffle: bool = True,
-    drop_last: bool = False,
     channels_last: bool = False,
 ) -> Iterator[Batch]:
-    """One epoch over ``data`` on its device.
+    """One epoch over ``data`` on its device, in batches of ``batch_sizes``.
 
     Args:
         seed, keys: name the epoch, for example ``keys=("candidate", round, epoch)``. Order and augmentation are a
             function of these (and of the number of samples) alone.
         augment: default: none.
-        drop_last: leave out a last batch that is smaller than the others.
         channels_last: images in torch.channels_last memory format; the values are the same.
 
     Raises:
         ValueError: batch_size below 1.
     """
     samples = len(data)
-    count = batch_count(samples, batch_size, drop_last)
+    sizes = batch_sizes(samples, batch_size)
     order = epoch_order(samples, seed=seed, keys=keys, shuffle=shuffle).to(data.device)
     draws = epoch_draws(samples, augment, seed=seed, keys=keys)
     if draws is not None:
         draws = Draws(*(draw.to(data.device) for draw in draws))
-    begins = range(0, min(samples, count * batch_size), batch_size)
-    indices = (order[begin : begin + batch_size] for begin in begins)
-    return (make_batch(data, index, draws, augment, channels_last) for index in indices)
+    return (make_batch(data, index, draws, augment, channels_last) for index in order.split(sizes))
 
 
 def eval_batches(

@@ -18,7 +18,7 @@ from plantops.errors import ArgumentError
 from plantops.nn import GroupSparsity
 from plantops.ops._strided import has_narrow_steps
 from plantops.train.adversarial import Adversarial
-from plantops.train.batches import Batch, batch_count, epoch_batches, eval_batches
+from plantops.train.batches import Batch, batch_sizes, epoch_batches, eval_batches
 from plantops.train.data import ImageData
 from plantops.train.fused import fused, is_fused
 from plantops.train.logits import logits_of
@@ -243,7 +243,7 @@ class Feed:
         self.train, self.recipe = train, recipe
         self.teacher = teacher if recipe.needs_teacher else None
         self.seed, self.keys, self.batch_done = seed, keys, batch_done
-        self.steps = batch_count(len(train), recipe.batch_size)
+        self.steps = len(batch_sizes(len(train), recipe.batch_size))
 
     def epoch(self, epoch: int) -> Iterator[tuple[Batch, Tensor | None, float]]:
         """(batch, teacher's logits or None, learning rate) of every step of epoch number ``epoch``, from 0."""

@@ -55,7 +55,8 @@ class Recipe:
             teacher, see ``plantops.nn.adversarial_student_loss``).
         lr, optimizer, momentum, weight_decay, schedule: ``sgd`` is with Nesterov momentum (none where momentum is 0);
             ``adamw`` ignores momentum. The schedule runs over the optimizer steps of the whole training.
-        batch_size: samples per optimizer step; the last batch of an epoch may be smaller.
+        batch_size: samples per optimizer step; the last batch of an epoch may be smaller, and a rest of one sample
+            joins the batch before it.
         temperature: T of ``kl`` and ``kd``.
         alpha: weight of the teacher in ``kd``.
         label_smoothing: of ``ce`` and ``kd``.

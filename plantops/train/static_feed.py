@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from plantops.train.batches import Batch, Draws, batch_count, epoch_draws, epoch_order, make_batch
+from plantops.train.batches import Batch, Draws, batch_sizes, epoch_draws, epoch_order, make_batch
 from plantops.train.data import ImageData
 from plantops.train.loop import Feed
 
@@ -137,8 +137,3 @@ class StaticPart:
     def step(self, size: int) -> Batch:
         """The next batch, of ``size`` samples."""
         return make_batch(self._data, self._positions.take(size), None, None, self._channels_last)
-
-
-def batch_sizes(samples: int, batch_size: int) -> list[int]:
-    """The samples of every batch of an epoch: the last may have fewer."""
-    return [min(batch_size, samples - place * batch_size) for place in range(batch_count(samples, batch_size))]

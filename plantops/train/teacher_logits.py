@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from plantops._extension import STATUS
-from plantops.train.batches import Augment, Batch, epoch_batches, version_batches
+from plantops.train.batches import Augment, Batch, batch_sizes, epoch_batches, version_batches
 from plantops.train.data import ImageData
 from plantops.train.environment import INFORMATIVE, describe_environment
 from plantops.train.files import RunError, atomic_write_bytes
@@ -93,7 +93,8 @@ class TeacherLogits:
             return
         key = self._epoch_key(data, batch_size, seed, keys, augment)
         if key in self._epochs:
-            yield from zip(batches, self._epochs[key].split(batch_size), strict=True)
+            rows = self._epochs[key].split(batch_sizes(len(data), batch_size))
+            yield from zip(batches, rows, strict=True)
             return
         seen = []
         for batch in batches:

@@ -576,3 +576,20 @@ def test_a_model_whose_steps_cannot_be_followed_is_pruned_by_calling_it() -> Non
     assert [pruned.round for pruned in result.prunings] == [1]
     with pytest.raises(ValueError, match="prune_every must be an integer of at least 0, got -1"):
         config(prune_every=-1)
+
+
+@pytest.mark.filterwarnings("ignore:teacher:UserWarning")
+@pytest.mark.parametrize("sweep", ["shared", "loop"])
+def test_a_rest_of_one_image_trains_with_the_batch_before_it(sweep: str) -> None:
+    """A batch norm over single values has no variance of one image."""
+
+    def small() -> nn.Module:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            convolutions = [nn.Conv2d(1, 4, 3, stride=2), nn.ReLU(), nn.Conv2d(4, 5, 3), nn.BatchNorm2d(5), nn.ReLU()]
+            return nn.Sequential(*convolutions, nn.Flatten(), nn.Linear(5, CLASSES))
+
+    own = config(max_rounds=1, epochs=1, batch_size=12, crop=1, sweep=sweep, finetune_epochs=1)
+    result = Planter(small(), small(), images(25), images(13, 1), own).run()
+    assert {candidate.growth.site for candidate in result.candidates[1]} == {"0", "2"}
+    assert all(candidate.train_loss is not None for candidate in result.candidates[1])

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from plantops.train import Augment, ImageData, epoch_batches, eval_batches, generator
-from plantops.train.batches import batch_count, epoch_order
+from plantops.train.batches import batch_sizes, epoch_order
 
 
 def plain_window(data: ImageData, sample: int, top: int, left: int, mirror: bool) -> torch.Tensor:
@@ -103,11 +103,18 @@ def test_float_images_are_cut_the_same_way(images):
     assert as_float.images.equal(images.images.float())  # never normalised in place
 
 
-def test_drop_last_and_counts(images):
-    assert [len(b.index) for b in epoch_batches(images, 8, seed=0, drop_last=True)] == [8, 8, 8, 8]
-    assert [batch_count(37, 8), batch_count(37, 8, True), batch_count(40, 8), batch_count(0, 8)] == [5, 4, 5, 0]
+def test_sizes(images):
+    """A rest of one sample joins the batch before it: every sample comes, and none comes alone."""
+    assert batch_sizes(37, 8) == [8, 8, 8, 8, 5] == [len(batch.index) for batch in epoch_batches(images, 8, seed=0)]
+    assert batch_sizes(37, 12) == [12, 12, 13]
+    assert batch_sizes(37, 36) == [37]
+    assert [batch_sizes(count, 8) for count in (0, 1, 8, 9, 10)] == [[], [1], [8], [9], [8, 2]]
+    assert batch_sizes(3, 1) == [1, 1, 1]
+    batches = list(epoch_batches(images, 12, seed=3))
+    assert [len(batch.index) for batch in batches] == [12, 12, 13]
+    order = torch.cat([batch.index for batch in batches])
+    assert torch.equal(order, torch.cat([batch.index for batch in epoch_batches(images, 8, seed=3)]))
     assert torch.equal(epoch_order(5, seed=0, shuffle=False), torch.arange(5))
-    assert list(epoch_batches(images, 50, seed=0, drop_last=True)) == []
     assert list(eval_batches(images.subset([]), 4)) == []
 
 

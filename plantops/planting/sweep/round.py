@@ -32,6 +32,7 @@ from plantops.planting.sweep.replay import ReplayedTrainer, run_reason
 from plantops.planting.sweep.train import Member, SweepTrainer
 from plantops.planting.sweep.trunk import Trunk
 from plantops.planting.trunk import planted_parameters
+from plantops.train.batches import batch_sizes
 from plantops.train.loop import Feed
 from plantops.train.progress import NullProgress
 from plantops.train.ranks import spread
@@ -113,6 +114,7 @@ def _plans(
     forward = Forward.of(model, around.example_inputs)
     images = _check_single(forward, around.example_inputs)
     samples = around.example_inputs[0].shape[0]
+    rows = max(recipe.batch_size, *batch_sizes(len(around.train), recipe.batch_size))
     plans = []
     for growth in growths:
         planted = plant_growth(around, student, round, growth)
@@ -127,7 +129,7 @@ def _plans(
             if shape is None or not shape or shape[0] != samples:
                 raise Untraceable(f"{growth.site} needs a value ({name}) that is not one row for each image")
             element = next(model.parameters()).element_size()
-            sizes[name] = recipe.batch_size * element * torch.Size(shape[1:]).numel()
+            sizes[name] = rows * element * torch.Size(shape[1:]).numel()
         problem = program_problem(forward, program, planted, images)
         if problem is not None:
             raise Untraceable(f"at {growth.site} {problem}")
