@@ -12,12 +12,11 @@ import numpy as np
 import torch
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.decomposition import PCA
-from sklearn.metrics import pairwise_distances
-from sklearn.neighbors import NearestNeighbors
 from sklearn.utils import check_random_state
 from torch import Tensor
 
 from plantops.embed import similarities as _similarities
+from plantops.embed.distances import nearest, squared_distances
 from plantops.embed.optimiser import Objective, Schedule, minimise
 from plantops.errors import ArgumentError, ArgumentTypeError
 from plantops.ops import _checks
@@ -57,7 +56,12 @@ class QSNE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         P over all pairs, or over the 3 perplexity nearest neighbours of each point. "auto": dense up to 5,000 points
         (P then takes 4 N^2 bytes).
     metric : str or callable, default="euclidean"
-        Any metric of `sklearn.metrics.pairwise_distances`, or "precomputed": X is then a matrix of distances.
+        Any metric of `sklearn.metrics.pairwise_distances`, or a function of two samples; the distances are those of
+        ``pairwise_distances(X, metric=metric, **metric_params)``, in both methods. "precomputed": X is a matrix of
+        distances. Other metrics than "euclidean" take O(N^2) distances in "neighbors", too.
+    metric_params : dict or None, default=None
+        Further arguments of the metric, as ``{"p": 3}`` of "minkowski". Variances and covariances that "seuclidean" and
+        "mahalanobis" need are, unless given here, those of X.
     init : {"random", "pca"} or array of shape (n_samples, n_components), default="random"
         "random": normal with standard deviation 0.01 (variance 1e-4).
     random_state : int, RandomState instance or None, default=None
@@ -106,6 +110,7 @@ class QSNE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         max_iter: int = 1000,
         method: str = "auto",
         metric: str | Callable[..., float] = "euclidean",
+        metric_params: dict[str, Any] | None = None,
         init: Any = "random",
         random_state: Any = None,
         callback: Callable[[int, float, np.ndarray], Any] | None = None,
@@ -122,6 +127,7 @@ class QSNE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         self.max_iter = max_iter
         self.method = method
         self.metric = metric
+        self.metric_params = metric_params
         self.init = init
         self.random_state = random_state
         self.callback = callback
@@ -169,24 +175,12 @@ class QSNE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
 
     def _similarities(self, X: np.ndarray) -> _similarities.Similarities:
         points = len(X)
-        dense = self.method == "dense" or (self.method == "auto" and points <= DENSE_LIMIT)
-        if dense:
-            return _similarities.dense(self._squared_distances(X), points, self.perplexity_, torch.float32)
-        # The own point is not among the answers when no query is given.
-        search = NearestNeighbors(n_neighbors=min(points - 1, int(3 * self.perplexity_) + 1), metric=self.metric).fit(X)
-        distances, neighbours = search.kneighbors()
-        squared = torch.from_numpy(distances).square_()
-        return _similarities.sparse(squared, torch.from_numpy(neighbours), self.perplexity_, torch.float32)
-
-    def _squared_distances(self, X: np.ndarray) -> Callable[[slice], Tensor]:
-        if self.metric == "precomputed":
-            return lambda rows: torch.from_numpy(X[rows]).square()
-        if self.metric != "euclidean":
-            return lambda rows: torch.from_numpy(pairwise_distances(X[rows], X, metric=self.metric)).square()
-        x = torch.from_numpy(X).double()
-        x = x - x.mean(0)
-        norms = x.square().sum(1)
-        return lambda rows: torch.addmm(norms, x[rows], x.T, alpha=-2.0).add_(norms[rows, None]).clamp_(min=0.0)
+        params = {} if self.metric_params is None else self.metric_params
+        if self.method == "dense" or (self.method == "auto" and points <= DENSE_LIMIT):
+            squared = squared_distances(X, self.metric, params)
+            return _similarities.dense(squared, points, self.perplexity_, torch.float32)
+        count = min(points - 1, int(3 * self.perplexity_) + 1)
+        return _similarities.sparse(*nearest(X, self.metric, params, count), self.perplexity_, torch.float32)
 
     def _start(self, X: np.ndarray) -> np.ndarray:
         shape = (len(X), self.n_components)
@@ -218,13 +212,14 @@ class QSNE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         return lowered
 
     def _validate(self, X: Any) -> np.ndarray:
-        options = {"dtype": [np.float64, np.float32], "ensure_min_samples": 2}
+        options: dict[str, Any] = {"dtype": [np.float64, np.float32], "ensure_min_samples": 2}
+        finite = "allow-nan" if self.metric == "nan_euclidean" else True
         try:
             from sklearn.utils.validation import validate_data
         except ImportError:  # scikit-learn < 1.6
-            X = self._validate_data(X, **options)
+            X = self._validate_data(X, force_all_finite=finite, **options)
         else:
-            X = validate_data(self, X, **options)
+            X = validate_data(self, X, ensure_all_finite=finite, **options)
         X = np.require(X, requirements=["C", "W"])  # as torch wants arrays that it shares
         if self.metric == "precomputed":
             if X.shape[0] != X.shape[1]:
@@ -257,6 +252,10 @@ class QSNE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
                 raise ArgumentTypeError(f"learning_rate: expected a number or 'auto', got {self.learning_rate!r}")
             _checks.check_positive("learning_rate", float(self.learning_rate))
         _checks.check_choice("method", self.method, ("auto", "dense", "neighbors"))
+        if not isinstance(self.metric, str) and not callable(self.metric):
+            raise ArgumentTypeError(f"metric: expected a name or a function of two samples, got {self.metric!r}")
+        if self.metric_params is not None and not isinstance(self.metric_params, dict):
+            raise ArgumentTypeError(f"metric_params: expected a dict or None, got {self.metric_params!r}")
         if isinstance(self.init, str):
             _checks.check_choice("init", self.init, ("random", "pca"))
             if self.init == "pca" and self.metric == "precomputed":

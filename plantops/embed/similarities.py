@@ -59,7 +59,8 @@ def conditional(distances: Tensor, perplexity: float) -> Tensor:
     return weights
 
 
-def _rows_at_once(others: int) -> int:
+def rows_at_once(others: int) -> int:
+    """So many rows of ``others`` entries are a block that fits a cache."""
     return max(1, _BLOCK_ELEMENTS // max(1, others))
 
 
@@ -68,7 +69,7 @@ def dense(
 ) -> Similarities:
     """P over all pairs. `squared_distances(rows)` gives ``[rows, points]``."""
     p = torch.zeros(points, points, dtype=dtype)
-    step = _rows_at_once(points)
+    step = rows_at_once(points)
     for begin in range(0, points, step):
         rows = slice(begin, min(points, begin + step))
         block = squared_distances(rows).double()
@@ -101,7 +102,7 @@ def sparse(squared_distances: Tensor, neighbours: Tensor, perplexity: float, dty
 
     points, k = neighbours.shape
     values = torch.empty(points, k, dtype=dtype)
-    step = _rows_at_once(k)
+    step = rows_at_once(k)
     for begin in range(0, points, step):
         rows = slice(begin, begin + step)
         values[rows] = conditional(squared_distances[rows].double(), perplexity).to(dtype)
