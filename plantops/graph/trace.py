@@ -97,6 +97,12 @@ def check_plain(model: nn.Module) -> None:
             )
 
 
+_GATHER = (
+    "keep a copy of the planted model from before, load into it the state that is gathered by get_model_state_dict(model, "
+    "options=StateDictOptions(full_state_dict=True)) of torch.distributed.checkpoint.state_dict, and merge the copy"
+)
+
+
 def check_unwrapped(model: nn.Module, result: str) -> None:
     """Raise where ``model`` is no module, or is wrapped in another; ``result``: what it is to be, "planted" or
     "merged"."""
@@ -105,7 +111,7 @@ def check_unwrapped(model: nn.Module, result: str) -> None:
     for name, module in model.named_modules():
         kind = type(module).__name__
         where = f"model.{name}" if name else "model"
-        sharded = "plant the module before it is sharded" if result == "planted" else "merge it where it is whole"
+        sharded = "plant the module before it is sharded" if result == "planted" else _GATHER
         if isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
             raise ArgumentError(f"{where} is wrapped in {kind}: use {where}.module, and wrap the {result} model again")
         if kind == "OptimizedModule" and hasattr(module, "_orig_mod"):

@@ -38,9 +38,13 @@ def requires_grad(tensor: Tensor | None) -> bool:
     return tensor is not None and tensor.requires_grad
 
 
-def frozen(tensor: Tensor | None) -> Tensor | None:
-    """The tensor as a buffer can hold it: the same memory, without gradient."""
-    return None if tensor is None else tensor.detach()
+def frozen(tensor: Tensor | None) -> nn.Parameter | None:
+    """A weight of the trunk: the same memory, as a parameter that does not train.
+
+    Not a buffer: DistributedDataParallel sends all buffers at every step and frozen parameters once, fully_shard shards
+    parameters alone, and what counts parameters counts them.
+    """
+    return plain_parameter(None if tensor is None else tensor.detach(), False)
 
 
 def plain_parameter(tensor: Tensor | None, trains: bool) -> nn.Parameter | None:

@@ -29,7 +29,7 @@ class PlantedConv(nn.Module):
     whole new groups: of these new inputs alone, anywhere between the old groups; their outputs lie at the same place.
 
     Attributes:
-        weight, bias: the trunk, buffers, in torch's shapes.
+        weight, bias: the trunk, parameters that do not train, in torch's shapes.
         weight_out, bias_out: Parameters, new filters over all inputs (grouped: over the inputs of their group); None
             without new filters or without a bias.
         weight_in: Parameter, new input slices of the old filters; None without new inputs or with groups.
@@ -76,8 +76,8 @@ class PlantedConv(nn.Module):
         self._plain = type(conv)
         self._check_groups()
         self._trained = _blocks.requires_grad(conv.weight), _blocks.requires_grad(conv.bias)
-        self.register_buffer("weight", _blocks.frozen(conv.weight))
-        self.register_buffer("bias", _blocks.frozen(conv.bias))
+        self.register_parameter("weight", _blocks.frozen(conv.weight))
+        self.register_parameter("bias", _blocks.frozen(conv.bias))
         self._plant(init, generator)
         self.train(conv.training)
 

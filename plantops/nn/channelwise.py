@@ -45,7 +45,7 @@ class _Planted(nn.Module):
     """A layer with one weight (and bias) a channel, of which ``[start, start + P)`` are new.
 
     Attributes:
-        weight, bias: the trunk's, buffers (None as in the source).
+        weight, bias: the trunk's, parameters that do not train (None as in the source).
         weight_out, bias_out: Parameters ``[P]`` of the new channels, which start as in a new layer; None as in the
             source.
         planted_features: P; the new channels are ``[start, start + P)`` of the input's dimension 1.
@@ -66,8 +66,8 @@ class _Planted(nn.Module):
         self.planted_features = new_features
         self._source = (layer,)  # in a tuple: its tensors are not this module's
         self._trained = _blocks.requires_grad(weight), _blocks.requires_grad(bias)
-        self.register_buffer("weight", _blocks.frozen(weight))
-        self.register_buffer("bias", _blocks.frozen(bias))
+        self.register_parameter("weight", _blocks.frozen(weight))
+        self.register_parameter("bias", _blocks.frozen(bias))
         self.weight_out = None if weight is None else nn.Parameter(weight.new_full((new_features,), self._first(layer)))
         self.bias_out = None if bias is None else nn.Parameter(bias.new_zeros(new_features))
         self.train(layer.training)

@@ -21,7 +21,8 @@ class PlantedConv2d(nn.Module):
     see `plantops.functional.planted_conv2d`. Made by `from_conv`.
 
     Attributes:
-        weight, bias: the trunk, buffers: ``[F_out, F_in / groups, kH, kW]`` and ``[F_out]`` or None.
+        weight, bias: the trunk, parameters that do not train: ``[F_out, F_in / groups, kH, kW]`` and ``[F_out]`` or
+            None.
         weight_out: Parameter ``[P_out, F_in + P_in, kH, kW]`` (new groups: ``[P_out, F_in / groups, kH, kW]``), or
             None without new filters.
         bias_out: Parameter ``[P_out]``, or None without new filters or without a bias.
@@ -67,8 +68,8 @@ class PlantedConv2d(nn.Module):
         self.activation, self.max_pool, self.input_grad, self.impl = activation, max_pool, input_grad, impl
         self._border = list(conv._reversed_padding_repeated_twice)
         self._trained = _blocks.requires_grad(conv.weight), _blocks.requires_grad(conv.bias)
-        self.register_buffer("weight", _blocks.frozen(conv.weight))
-        self.register_buffer("bias", _blocks.frozen(conv.bias))
+        self.register_parameter("weight", _blocks.frozen(conv.weight))
+        self.register_parameter("bias", _blocks.frozen(conv.bias))
         self._plant(init, generator)
         self.train(conv.training)
 

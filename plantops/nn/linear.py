@@ -20,7 +20,7 @@ class PlantedLinear(nn.Module):
     `plantops.functional.planted_linear`. Made by `from_linear`.
 
     Attributes:
-        weight, bias: the trunk, buffers: ``[F_out, F_in]`` and ``[F_out]`` or None.
+        weight, bias: the trunk, parameters that do not train: ``[F_out, F_in]`` and ``[F_out]`` or None.
         weight_out: Parameter ``[P_out, F_in + P_in]``, or None without new rows.
         bias_out: Parameter ``[P_out]``, or None without new rows or without a bias.
         weight_in: Parameter ``[F_out, P_in]``, or None without new inputs.
@@ -57,8 +57,8 @@ class PlantedLinear(nn.Module):
         self.in_features, self.out_features = linear.in_features + new_in, linear.out_features + new_out
         self.activation, self.input_grad, self.impl = activation, input_grad, impl
         self._trained = _blocks.requires_grad(linear.weight), _blocks.requires_grad(linear.bias)
-        self.register_buffer("weight", _blocks.frozen(linear.weight))
-        self.register_buffer("bias", _blocks.frozen(linear.bias))
+        self.register_parameter("weight", _blocks.frozen(linear.weight))
+        self.register_parameter("bias", _blocks.frozen(linear.bias))
         self._plant(init, generator)
         self.train(linear.training)
 

@@ -88,7 +88,8 @@ class PlantedBatchNorm2d(nn.Module):
     statistics, as they did before.
 
     Attributes:
-        weight, bias, running_mean, running_var, num_batches_tracked: the trunk's, buffers (None as in the source).
+        weight, bias, running_mean, running_var, num_batches_tracked: the trunk's, parameters that do not train and
+            buffers (None as in the source).
         weight_out, bias_out: Parameters ``[P]`` of the new channels, 1 and 0 at the start; None without affine.
         running_mean_out, running_var_out, num_batches_tracked_out: their statistics, buffers.
         num_features: all channels; planted_features of them are new, at ``[start, start + planted_features)``.
@@ -116,9 +117,11 @@ class PlantedBatchNorm2d(nn.Module):
         self.eps, self.momentum, self.affine = bn.eps, bn.momentum, bn.affine
         self.track_running_stats = bn.running_mean is not None
         self._trained = _blocks.requires_grad(bn.weight), _blocks.requires_grad(bn.bias)
-        for name in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked"):
-            self.register_buffer(name, _blocks.frozen(getattr(bn, name)))
         weight, bias, mean, var, count = bn.weight, bn.bias, bn.running_mean, bn.running_var, bn.num_batches_tracked
+        self.register_parameter("weight", _blocks.frozen(weight))
+        self.register_parameter("bias", _blocks.frozen(bias))
+        for name, value in (("running_mean", mean), ("running_var", var), ("num_batches_tracked", count)):
+            self.register_buffer(name, value)
         self.weight_out = None if weight is None else nn.Parameter(weight.new_ones(new_features))
         self.bias_out = None if bias is None else nn.Parameter(bias.new_zeros(new_features))
         self.register_buffer("running_mean_out", None if mean is None else mean.new_zeros(new_features))

@@ -129,9 +129,9 @@ def _merged_leaves(layer: nn.Module, tensors: dict[str, Tensor]) -> dict[str, nn
     twin = copy.copy(layer)
     vars(twin)["_parameters"], vars(twin)["_buffers"] = dict(layer._parameters), dict(layer._buffers)
     for key, tensor in tensors.items():
-        (twin._buffers if key in twin._buffers else twin._parameters)[key] = tensor  # type: ignore[assignment]
+        twin._parameters[key] = tensor  # type: ignore[assignment]
     merged = twin.merge()  # type: ignore[operator]
-    own = [key for key in ("weight", "bias") if layer._buffers.get(key) is not None]
+    own = [key for key in ("weight", "bias") if layer._parameters.get(key) is not None]
     inner = "0." if isinstance(merged, nn.Sequential) else ""  # a fused activation stands behind the layer
     return {inner + key: merged.get_parameter(inner + key) for key in own}
 

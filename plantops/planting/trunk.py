@@ -1,6 +1,7 @@
 """What of a model is trunk and what is planted, and a hash to tell whether the trunk has moved."""
 
 import hashlib
+import warnings
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
@@ -14,9 +15,27 @@ from plantops.planting.blocks import PLANTED, Growth
 
 
 def planted_parameters(model: nn.Module) -> list[nn.Parameter]:
-    """The parameters of the planted blocks, the only ones that train: what to give to the optimizer."""
-    layers = [module for module in model.modules() if isinstance(module, PLANTED)]
-    return [parameter for layer in layers for parameter in layer.parameters()]
+    """The parameters of the planted blocks, the only ones that train: what to give to the optimizer.
+
+    Warns where one of them does not require a gradient, since a tool has switched it off (``peft.get_peft_model`` does
+    so with all parameters but its own).
+    """
+    blocks = {
+        f"{name}.{key}": parameter
+        for name, layer in model.named_modules()
+        if isinstance(layer, PLANTED)
+        for key, parameter in layer.named_parameters(recurse=False)
+        if key.endswith(("_out", "_in"))
+    }
+    frozen = [name for name, parameter in blocks.items() if not parameter.requires_grad]
+    if frozen:
+        warnings.warn(
+            f"{len(frozen)} of {len(blocks)} planted blocks do not require a gradient ({frozen[0]} is the first): they "
+            "will not train. A tool that freezes what it finds was called after plant; switch them on with "
+            "requires_grad_(True)",
+            stacklevel=2,
+        )
+    return list(blocks.values())
 
 
 def trunk_state(

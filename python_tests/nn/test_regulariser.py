@@ -221,7 +221,7 @@ def test_an_average_of_the_model_before_is_not_paired_with_other_parameters(inpl
     before = [parameter.clone() for parameter in average.parameters()]
     site = trace(model, torch.zeros(2, 3, 8, 8, dtype=torch.float64))["0"]
     planted = plant(model, site, 2, inplace=inplace)
-    with pytest.raises(RuntimeError, match=r"AveragedModel holds 0\.weight .* where the model has .* before it was"):
+    with pytest.raises(RuntimeError, match=r"AveragedModel holds .* where the model has .* before it was"):
         average.update_parameters(planted)
     assert all(map(torch.equal, average.parameters(), before))
     AveragedModel(planted).update_parameters(planted)

@@ -318,3 +318,24 @@ def test_norms_of_other_classes_stay_ones_and_keep_their_bits():
     converted = nn.SyncBatchNorm.convert_sync_batchnorm(planted)
     with pytest.raises(RuntimeError, match=r"3 was held in eval\(\), now there is a SyncBatchNorm in its place"):
         merge(converted)
+
+
+@pytest.mark.parametrize("frozen", [1, 5])
+def test_blocks_that_a_tool_has_frozen_are_warned_about(frozen, recwarn):
+    """As adapters freeze all that is not theirs."""
+    planted = planted_net()
+    blocks = planted_parameters(planted)
+    assert len(blocks) == 5
+    assert not recwarn
+    for block in blocks[:frozen]:
+        block.requires_grad_(False)
+    with pytest.warns(
+        UserWarning, match=rf"{frozen} of 5 planted blocks do not require a gradient \(conv2\.weight_out"
+    ):
+        assert all(map(torch.equal, planted_parameters(planted), blocks))
+
+
+def test_a_trunk_that_is_switched_on_is_refused():
+    planted = planted_net().requires_grad_(True)
+    with pytest.raises(ValueError, match="requires"):
+        planted(images())
