@@ -11,8 +11,7 @@ from torch import nn
 def count_parameters(model: nn.Module) -> int:
     """Number of elements over all parameters of ``model``, frozen ones included, shared ones once.
 
-    Buffers (running statistics, and the frozen trunk of a planted layer) are not parameters; count a planted model
-    after ``plantops.merge``.
+    Buffers (running statistics) are not parameters. A planted model has as many as the merged one.
     """
     return sum(parameter.numel() for parameter in model.parameters())
 

@@ -8,6 +8,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn, get_ema_multi_avg_fn, get_swa_avg_fn, update_bn
 
 from plantops.graph import trace
+from plantops.models import count_parameters
 from plantops.nn import PlantedBatchNorm2d, PlantedBatchNorm3d
 from plantops.planting.carry import carry_state
 from plantops.planting.check import check_function_preserving
@@ -326,6 +327,7 @@ def test_blocks_that_a_tool_has_frozen_are_warned_about(frozen, recwarn):
     planted = planted_net()
     blocks = planted_parameters(planted)
     assert len(blocks) == 5
+    assert count_parameters(planted) == count_parameters(merge(planted))
     assert not recwarn
     for block in blocks[:frozen]:
         block.requires_grad_(False)
