@@ -98,8 +98,8 @@ def check_plain(model: nn.Module) -> None:
 
 
 _GATHER = (
-    "keep a copy of the planted model from before, load into it the state that is gathered by get_model_state_dict(model, "
-    "options=StateDictOptions(full_state_dict=True)) of torch.distributed.checkpoint.state_dict, and merge the copy"
+    "keep a copy of the planted model from before it was sharded, load into it the full state dict that "
+    "torch.distributed.checkpoint.state_dict.get_model_state_dict gathers (full_state_dict=True), and merge the copy"
 )
 
 
