@@ -30,12 +30,20 @@ def carry_state(state: Any, planted: nn.Module, merged: nn.Module, planted_state
 
     An **optimizer** is changed in place, so schedulers and scripts that hold it go on. Every parameter of the model
     before (or of its trunk) becomes the parameter of ``merged`` with this name, in the same group, with the same
-    settings. A tensor of its state with the parameter's shape (momentum buffers, Adam's moments, sums of squares) is
-    put together as the parameter is: old slices keep theirs bit for bit, planted slices bring theirs from
-    ``planted_state`` or from ``state`` itself, if it holds the planted blocks, too. Slices that nothing has trained
-    begin as in a new optimizer: at 0 (Adagrad's sum at its initial value, Rprop's step size at ``lr``). A count such
-    as ``step`` stays the old slices'. Moments that are divided by ``1 - beta^step`` come along with the factor
-    ``(1 - beta^step_old) / (1 - beta^step_planted)``, so that the corrected values are those that they were.
+    settings. A tensor of its state that lies along the parameter (momentum buffers, Adam's moments, sums of squares,
+    copies and averages of the weights, also in lists and dictionaries) is put together as the parameter is: old slices
+    keep theirs bit for bit, planted slices bring theirs from ``planted_state`` or from ``state`` itself, if it holds
+    the planted blocks, too. Slices that nothing has trained begin with what this optimizer makes for a new parameter:
+    a twin of it makes a step without gradient over copies of them, so that sums begin at 0 or their initial value, step
+    sizes at theirs, and copies of the weights at the weights. Optimizers that it wraps (``Lookahead``) come along.
+
+    A count such as ``step`` stays the old slices', in the state or in the group. Averages that are divided by
+    ``1 - beta^step`` come along with the factor ``(1 - beta^step_old) / (1 - beta^step_planted)``, so that the
+    corrected values are those that they were; RAdam's rectification is made good in the second moment. Which averages
+    those are is found by trying on a small parameter, not by their names.
+
+    What is not understood is refused, naming the optimizer and what it keeps: factors and matrices (Adafactor, SOAP,
+    Shampoo), objects and packed tensors, parameters or tensors in attributes or groups.
 
     Planted blocks held by ``state`` without the layer's old parameters become the whole parameter. Other parameters
     that it holds stay as they are; parameters of ``merged`` that it never held are not added.
@@ -57,9 +65,11 @@ def carry_state(state: Any, planted: nn.Module, merged: nn.Module, planted_state
         ``state``.
 
     Raises:
-        TypeError: ``state`` or ``planted_state`` is of another kind; an LBFGS, whose state is one vector.
+        TypeError: ``state`` or ``planted_state`` is of another kind, or they are optimizers of two kinds; an LBFGS,
+            whose state is one vector.
         ValueError: ``planted`` has no planted layers; ``merged`` is of another structure; ``state`` holds nothing of
-            the model; a state that does not lie along the parameter (Adafactor's rows and columns).
+            the model, or keeps what does not lie along a parameter; what it begins a slice with is not known; a
+            schedule-free ``state`` in training mode and ``planted_state`` in evaluation mode, or the other way round.
     """
     if not any(isinstance(module, PLANTED) for module in planted.modules()):
         raise ArgumentError("planted has no planted layers: give the model that plant returned, merged without inplace")

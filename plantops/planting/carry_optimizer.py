@@ -3,56 +3,121 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from plantops.errors import ArgumentError
+from plantops.errors import ArgumentError, ArgumentTypeError
 from plantops.planting.blocks import PLANTED
 from plantops.planting.plant import RECORD, Record
+from plantops.train.bias_correction import Corrections
+from plantops.train.optimizer_state import (
+    ABSENT,
+    Path,
+    State,
+    Trial,
+    check_understood,
+    combine,
+    groups_of,
+    is_plain,
+    kind,
+    levels,
+    spell,
+)
 
-# What a planted slice starts with where no optimizer has moved it yet; everything else starts at 0.
-_FIRST = {"sum": "initial_accumulator_value", "step_size": "lr"}
-# Averages that an optimizer divides by 1 - beta^step, with the position of their beta in ``betas``.
-_CORRECTED = {"exp_avg": 0, "exp_avg_sq": 1, "max_exp_avg_sq": 1}
+_STILL = 0.05
+"""How far, over its norm, a parameter without gradient may move in the first step."""
+Pieces = dict[str, tuple[nn.Module, list[str]]]
 
 
-class _Holder:
-    """One optimizer's view of a parameter: its state and its group's settings."""
+@dataclass
+class _Held:
+    """A parameter that an optimizer holds, with the settings of its group."""
 
-    def __init__(self, optimizer: Optimizer, group: dict[str, Any], parameter: nn.Parameter) -> None:
-        self.parameter, self.group = parameter, group
-        self.state: dict[str, Any] = optimizer.state.get(parameter, {})
+    parameter: nn.Parameter
+    group: dict[str, Any]
+    number: int
+    states: list[State] = field(default_factory=list)
 
 
 def carry_optimizer(optimizer: Optimizer, planted: nn.Module, merged: nn.Module, other: Optimizer | None) -> None:
     """See ``carry_state``. Everything is worked out before anything changes."""
     names = _names(planted)
-    own = _holders(optimizer, names)
+    own = _held(optimizer, names)
     if not own:
         raise ArgumentError("state holds no parameter of the model that was planted, nor of planted")
-    holders = {**(_holders(other, names) if other is not None else {}), **own}
+    check_understood("state", optimizer, {id(one.parameter) for one in own.values()})
+    _add_states(own, levels(optimizer))
+    brought: dict[str, _Held] = {}
+    if other is not None:
+        brought = _held(other, names)
+        check_understood("planted_state", other, {id(one.parameter) for one in brought.values()})
+        _check_modes(optimizer, other)
+        _add_states(brought, _counterparts(optimizer, other))
     targets = dict(merged.named_parameters(remove_duplicate=False))
     pieces = _pieces(planted, targets)
     homes = _homes(own, pieces)
     missing = next((target for target in homes.values() if target not in targets), None)
     if missing is not None:
         raise ArgumentError(f"merged is not merge(planted): it has no parameter {missing}")
-    states = {
-        homes[name]: _grown(homes[name], pieces, holders, holder.group) for name, holder in own.items() if name in homes
-    }
-    for group in optimizer.param_groups:
+    grown = _Growth(optimizer, {**brought, **own}, pieces, homes, targets)
+    states = {home: [grown.state(home, level) for level in range(len(grown.levels))] for home in homes.values()}
+    for group in groups_of(optimizer):
         _move(group, names, homes, targets)
-    for name in own:
-        optimizer.state.pop(own[name].parameter, None)
-    for target, entries in states.items():
-        if entries:
-            optimizer.state[targets[target]] = entries
+    for level, one in enumerate(levels(optimizer)):
+        for name in own:
+            one.state.pop(own[name].parameter, None)
+        for target, entries in states.items():
+            if entries[level]:
+                one.state[targets[target]] = entries[level]
 
 
-def _homes(own: dict[str, _Holder], pieces: dict[str, tuple[nn.Module, list[str]]]) -> dict[str, str]:
+def _held(optimizer: Optimizer, names: dict[int, str]) -> dict[str, _Held]:
+    return {
+        names[id(parameter)]: _Held(parameter, group, number)
+        for number, group in enumerate(optimizer.param_groups)
+        for parameter in group["params"]
+        if id(parameter) in names
+    }
+
+
+def _add_states(held: Mapping[str, _Held], sources: Sequence[Optimizer | None]) -> None:
+    for one in held.values():
+        one.states = [{} if source is None else source.state.get(one.parameter, {}) for source in sources]
+
+
+def _counterparts(optimizer: Optimizer, other: Optimizer) -> list[Optimizer | None]:
+    """For each level of ``optimizer`` the one of ``other`` that keeps the same things. One of them may be wrapped, the
+    other not."""
+    mine, theirs = levels(optimizer), levels(other)
+    found: list[Optimizer | None] = []
+    for one in mine:
+        fits = (a for a in theirs if a not in found and (isinstance(a, type(one)) or isinstance(one, type(a))))
+        found.append(next(fits, None))
+    if None in found and any(one not in found for one in theirs):
+        raise ArgumentTypeError(
+            f"planted_state must be of the kind of state, {kind(optimizer)}, got {kind(other)}: neither knows what the "
+            "other keeps. Leave planted_state out (planted slices then begin as in a new optimizer), or make a new one"
+        )
+    return found
+
+
+def _check_modes(optimizer: Optimizer, other: Optimizer) -> None:
+    """A schedule-free optimizer keeps other weights in the model while it trains than while it is evaluated."""
+    modes = [{bool(g["train_mode"]) for g in groups_of(one) if "train_mode" in g} for one in (optimizer, other)]
+    if all(modes) and modes[0] != modes[1]:
+        words = ["training" if True in mode else "evaluation" for mode in modes]
+        raise ArgumentError(
+            f"state is in {words[0]} mode, planted_state in {words[1]} mode, so the slices are not of one point: call "
+            "train() of both, or eval() of both, before plantops.merge"
+        )
+
+
+def _homes(own: dict[str, _Held], pieces: dict[str, tuple[nn.Module, list[str]]]) -> dict[str, str]:
     """Which parameter of the merged model takes the place of which of ``own``: of the pieces of one the first that is
     held, the old one before the blocks."""
     homes = {}
@@ -93,15 +158,6 @@ def _names(planted: nn.Module) -> dict[int, str]:
     return names
 
 
-def _holders(optimizer: Optimizer, names: dict[int, str]) -> dict[str, _Holder]:
-    return {
-        names[id(parameter)]: _Holder(optimizer, group, parameter)
-        for group in optimizer.param_groups
-        for parameter in group["params"]
-        if id(parameter) in names
-    }
-
-
 def _pieces(planted: nn.Module, targets: dict[str, nn.Parameter]) -> dict[str, tuple[nn.Module, list[str]]]:
     """For every grown parameter of the merged model its planted layer and the names of what it is made of: the old
     one first, then the blocks."""
@@ -136,51 +192,112 @@ def _merged_leaves(layer: nn.Module, tensors: dict[str, Tensor]) -> dict[str, nn
     return {inner + key: merged.get_parameter(inner + key) for key in own}
 
 
-def _grown(
-    target: str,
-    pieces: dict[str, tuple[nn.Module, list[str]]],
-    holders: dict[str, _Holder],
-    group: dict[str, Any],
-) -> dict[str, Any]:
-    """The state of a parameter of the merged model."""
-    if target not in pieces:
-        return holders[target].state
-    layer, sources = pieces[target]
-    held = [holders[source] for source in sources if source in holders and holders[source].state]
-    entries: dict[str, Any] = {}
-    for key in dict.fromkeys(key for holder in held for key in holder.state):
-        first = next(holder for holder in held if holder.state.get(key) is not None or holder is held[-1])
-        value = first.state.get(key)
-        if not isinstance(value, Tensor) or value.dim() == 0:
-            entries[key] = value
-            continue
-        if value.shape != first.parameter.shape:
-            raise ArgumentError(
-                f"state keeps {key!r} of {list(value.shape)} for {target} of {list(first.parameter.shape)}: it does "
-                "not lie along the parameter and cannot be carried; make a new optimizer"
-            )
-        fill = group.get(_FIRST[key], 0.0) if key in _FIRST else 0.0
-        tensors = {}
-        for source in sources:
-            own = source.rpartition(".")[2]
-            tensors[own] = torch.full_like(getattr(layer, own), float(fill), dtype=value.dtype)
-            holder = holders.get(source)
-            if holder is not None and isinstance(holder.state.get(key), Tensor):
-                tensors[own] = holder.state[key] * _correction(key, holder, held[0])
+class _Growth:
+    """Puts the state of the parameters of the merged model together."""
+
+    def __init__(
+        self, optimizer: Optimizer, held: dict[str, _Held], pieces: Pieces, homes: dict[str, str],
+        targets: dict[str, nn.Parameter],
+    ) -> None:  # fmt: skip
+        self.optimizer, self.levels = optimizer, levels(optimizer)
+        self.held, self.pieces, self.targets = held, pieces, targets
+        self._home = {target: held[name] for name, target in homes.items()}
+        self._corrections: dict[int, Corrections] = {}
+        tried: dict[int, list[Tensor]] = {}
+        for target, home in self._home.items():
+            if target in pieces:
+                parts = [self._piece(target, source) for source in pieces[target][1]]
+                tried.setdefault(home.number, []).extend([targets[target], *parts])
+        wanted = [
+            {key for one in self._home.values() for key in one.states[level]} for level in range(len(self.levels))
+        ]
+        self._trial = Trial(optimizer, tried, wanted)
+
+    def _piece(self, target: str, source: str) -> Tensor:
+        """The planted layer's own tensor of this name: the trunk's, or a block."""
+        tensor = getattr(self.pieces[target][0], source.rpartition(".")[2])
+        assert isinstance(tensor, Tensor)
+        return tensor
+
+    def state(self, target: str, level: int) -> State:
+        """The state at this level of a parameter of the merged model."""
+        if target not in self.pieces:
+            return self._home[target].states[level]
+        layer, sources = self.pieces[target]
+        held = {source: self.held[source] for source in sources if source in self.held}
+        with_state = {source: one for source, one in held.items() if one.states[level]}
+        if not with_state:
+            return {}
+        first = next(iter(with_state))
+        whole = self.targets[target]
+        fresh = self._trial.states[level]
+        shapes = {source: self._piece(target, source).shape for source in sources}
         leaf = next(leaf for leaf in _merged_leaves(layer, {}) if target.endswith(leaf))
-        entries[key] = _merged_leaves(layer, tensors)[leaf].detach()
-    return entries
 
+        def put_together(path: Path, values: dict[str, Any], lead: Any) -> Any:
+            trial = values[""]
+            values = {source: values[source] for source in sources}
+            there = {source: value for source, value in values.items() if isinstance(value, Tensor)}
+            if isinstance(lead, torch.Size):
+                return whole.shape if lead == shapes[first] else lead
+            if not isinstance(lead, Tensor):
+                if is_plain(lead):
+                    return lead
+                raise self._refused(level, path, f"a {type(lead).__name__}", target)
+            strange = next((one for one in there.values() if type(one) not in (Tensor, nn.Parameter)), None)
+            if strange is not None:
+                raise self._refused(level, path, f"a {type(strange).__name__}", target)
+            along = all(value.shape == shapes[source] for source, value in there.items())
+            if along and lead.dim() and not (isinstance(trial, Tensor) and trial.shape != whole.shape):
+                tensors = {}
+                for source in sources:
+                    trained = with_state.get(source)
+                    block = trained if trained is not None and path[0] in trained.states[level] else None
+                    if source not in there or (block is None and self._trial.moved > _STILL):
+                        raise self._unknown(level, path, source)
+                    tensors[source.rpartition(".")[2]] = there[source]
+                    if source != first:
+                        tensors[source.rpartition(".")[2]] = self._adjusted(
+                            level, there[source], path, whole, block, with_state[first]
+                        )
+                return _merged_leaves(layer, tensors)[leaf].detach()
+            if all(value.numel() < 2 for value in there.values()):
+                return lead
+            raise self._refused(level, path, f"a tensor of {list(lead.shape)}", target, list(shapes[first]))
 
-def _correction(key: str, block: _Holder, old: _Holder) -> float:
-    """The factor that keeps ``moment / (1 - beta^step)`` when the moment of ``block`` is counted by the steps of
-    ``old``."""
-    if block is old or key not in _CORRECTED or "step" not in block.state or "betas" not in block.group:
-        return 1.0
+        wanted = dict.fromkeys(key for one in with_state.values() for key in one.states[level])
+        entries = {}
+        for key in wanted:
+            # What stays one value for the whole parameter, such as a count, is the old slices', who come first.
+            own = {source: one.states[level][key] for source, one in with_state.items() if key in one.states[level]}
+            begins = {source: fresh.get(id(self._piece(target, source)), {}).get(key, ABSENT) for source in sources}
+            whole_begins = {"": fresh.get(id(whole), {}).get(key, ABSENT)}
+            entries[key] = combine(
+                (key,), {**own, **{s: b for s, b in begins.items() if s not in own}, **whole_begins}, put_together
+            )
+        return entries
 
-    def corrected(holder: _Holder) -> float:
-        if key == "exp_avg" and "mu_product" in holder.state:  # NAdam
-            return 1 - float(holder.state["mu_product"])
-        return 1 - holder.group["betas"][_CORRECTED[key]] ** float(holder.state["step"])
+    def _adjusted(self, level: int, value: Tensor, path: Path, like: Tensor, block: _Held | None, old: _Held) -> Tensor:
+        """A block's tensor, made to fit the count of the old slices; ``block``: None where no step was made."""
+        if level not in self._corrections:
+            self._corrections[level] = Corrections(self.levels[level], old.number)
+        made = ({"step": self._trial.steps}, old.group) if block is None else (block.states[level], block.group)
+        counted = (old.states[level], old.group)
+        return self._corrections[level].adjusted(value, path, like, made, counted, block is not None)
 
-    return corrected(old) / corrected(block)
+    def _refused(self, level: int, path: Path, what: str, target: str, shape: list[int] | None = None) -> ArgumentError:
+        of = "" if shape is None else f" of {shape}"
+        return ArgumentError(
+            f"state: {type(self.levels[level]).__name__} keeps {spell(path)}, {what}, for {target}{of}: it does not "
+            "lie along the parameter and cannot be carried; make a new optimizer"
+        )
+
+    def _unknown(self, level: int, path: Path, source: str) -> ArgumentError:
+        error = self._trial.error
+        why = "" if error is None else f" (a trial step ends in {type(error).__name__}: {error})"
+        if self._trial.moved > _STILL:
+            why = f" (its first step moves weights that have no gradient, by {self._trial.moved:.2g} of their norm)"
+        return ArgumentError(
+            f"state: what {type(self.levels[level]).__name__} begins {spell(path)} with for a new parameter such as "
+            f"{source} is not known{why}; give planted_state, or make a new optimizer"
+        )

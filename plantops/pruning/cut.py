@@ -15,6 +15,17 @@ from torch.optim import Optimizer
 from plantops.errors import ArgumentError
 from plantops.graph import Channelwise, Consumer, Plan, Site, check_plain
 from plantops.graph.layers import widths as widths_of
+from plantops.train.optimizer_state import (
+    ABSENT,
+    Path,
+    Trial,
+    check_understood,
+    combine,
+    groups_of,
+    is_plain,
+    levels,
+    spell,
+)
 from plantops.train.stale import note_left
 
 Cuts = dict[str, list[tuple[int, Tensor]]]
@@ -41,7 +52,8 @@ def remove_channels(
         channels: by site name, which of its ``width`` channels, from 0; where ``site.multiple`` > 1 whole blocks of so
             many (``site.block(number)``, neighbours where ``site.outputs`` is empty). One block at least must stay.
         optimizer: over parameters of ``model``; changed in place to hold those of the result. Tensors of its state that
-            have a parameter's shape are cut as the parameter is, all others stay.
+            lie along a parameter are cut as the parameter is (in lists and dictionaries, too, and in optimizers that it
+            wraps), numbers stay.
         inplace: change ``model`` itself instead of a deep copy.
 
     Returns:
@@ -198,37 +210,77 @@ def _kept(tensor: Tensor, cuts: list[tuple[int, Tensor]]) -> Tensor:
     return tensor.contiguous(memory_format=torch.channels_last) if last else tensor
 
 
-def _cut_states(optimizer: Optimizer, parameters: dict[str, nn.Parameter], cuts: Cuts) -> dict[str, dict[str, Any]]:
-    """The state of every parameter of the model that the optimizer holds, cut as the parameter will be."""
-    held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-    states: dict[str, dict[str, Any]] = {}
-    for name, parameter in parameters.items():
-        if id(parameter) not in held:
-            continue
-        states[name] = {}
-        for key, value in optimizer.state.get(parameter, {}).items():
-            along = isinstance(value, Tensor) and value.shape == parameter.shape
-            if name in cuts and isinstance(value, Tensor) and value.numel() > 1 and not along:
-                raise ArgumentError(
-                    f"optimizer keeps {key!r} of {list(value.shape)} for {name} of {list(parameter.shape)}: it does "
-                    "not lie along the parameter and cannot be cut; make a new optimizer"
-                )
-            states[name][key] = _kept(value, cuts[name]) if along and name in cuts else value
-    if not states:
+def _cut_states(
+    optimizer: Optimizer, parameters: dict[str, nn.Parameter], cuts: Cuts
+) -> dict[str, list[dict[str, Any]]]:
+    """The state of every parameter of the model that the optimizer holds, cut as the parameter will be: one for each
+    of ``levels(optimizer)``."""
+    names = {id(parameter): name for name, parameter in parameters.items()}
+    held = {
+        names[id(one)]: number
+        for number, group in enumerate(optimizer.param_groups)
+        for one in group["params"]
+        if id(one) in names
+    }
+    if not held:
         raise ArgumentError("optimizer holds no parameter of model")
+    check_understood("optimizer", optimizer, {id(parameters[name]) for name in held})
+    states = {name: [one.state.get(parameters[name], {}) for one in levels(optimizer)] for name in held}
+    small = {name: _kept(parameters[name].detach(), cuts[name]) for name in held if name in cuts}
+    tried: dict[int, list[Tensor]] = {}
+    for name in small:
+        tried.setdefault(held[name], []).append(small[name])
+    wanted = [{key for own in states.values() for key in own[level]} for level in range(len(levels(optimizer)))]
+    trial = Trial(optimizer, tried, wanted) if any(wanted) else None
+    for name, tensor in small.items():
+        for level, state in enumerate(states[name]):
+            fresh = {} if trial is None else trial.states[level].get(id(tensor), {})
+            kind = type(levels(optimizer)[level]).__name__
+            states[name][level] = _cut_state(kind, name, parameters[name], tensor, cuts[name], state, fresh)
     return states
+
+
+def _cut_state(
+    kind: str,
+    name: str,
+    before: Tensor,
+    after: Tensor,
+    cuts: list[tuple[int, Tensor]],
+    state: dict[str, Any],
+    fresh: dict[str, Any],
+) -> dict[str, Any]:
+    """The state of a parameter as it is ``before`` for that which it is ``after``; ``fresh``: what a new parameter of
+    this size gets."""
+
+    def cut(path: Path, values: dict[str, Any], value: Any) -> Any:
+        if isinstance(value, torch.Size) or is_plain(value):
+            return after.shape if value == before.shape else value
+        if type(value) in (Tensor, nn.Parameter):
+            expected = values["fresh"].shape if isinstance(values["fresh"], Tensor) else after.shape
+            if value.dim() and value.shape == before.shape and expected == after.shape:
+                return _kept(value, cuts)
+            if value.numel() < 2:
+                return value
+        what = f"a tensor of {list(value.shape)}" if type(value) is Tensor else f"a {type(value).__name__}"
+        raise ArgumentError(
+            f"optimizer: {kind} keeps {spell(path)}, {what}, for {name} of {list(before.shape)}: it does not lie along "
+            "the parameter and cannot be cut; make a new optimizer"
+        )
+
+    return {key: combine((key,), {"": value, "fresh": fresh.get(key, ABSENT)}, cut) for key, value in state.items()}
 
 
 def _carry(
     optimizer: Optimizer,
     before: dict[str, nn.Parameter],
     after: dict[str, nn.Parameter],
-    states: dict[str, dict[str, Any]],
+    states: dict[str, list[dict[str, Any]]],
 ) -> None:
     names = {id(parameter): name for name, parameter in before.items()}
-    for group in optimizer.param_groups:
+    for group in groups_of(optimizer):
         group["params"] = [after.get(names.get(id(p), ""), p) for p in group["params"]]
-    for name, state in states.items():
-        optimizer.state.pop(before[name], None)
-        if state:
-            optimizer.state[after[name]] = state
+    for level, one in enumerate(levels(optimizer)):
+        for name, own in states.items():
+            one.state.pop(before[name], None)
+            if own[level]:
+                one.state[after[name]] = own[level]

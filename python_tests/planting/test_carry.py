@@ -245,7 +245,7 @@ def test_mistakes_are_named():
         carry_state(AveragedModel(network("gate")), planted, merged)
     factored = torch.optim.Adafactor(net.parameters())
     train(net, factored, 1)
-    with pytest.raises(ValueError, match="state keeps 'row_var'"):
+    with pytest.raises(ValueError, match="state: Adafactor keeps 'row_var'"):
         carry_state(factored, planted, merged)
 
 
