@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 
 from plantops._cli.mistakes import INTERRUPTED
 from plantops._cli.options import PlantOptions, TeacherRunOptions, TrainOptions
-from plantops._cli.parse import flag_name, resolve
+from plantops._cli.parse import flag_name, resolve, stored_options
 from plantops.bench.record import commit
 from plantops.cli import main as plantops
 from plantops.train.run import Run, RunError, read_run
@@ -55,7 +55,7 @@ ELSEWHERE = ("data_root", "teacher", "device", "out")
 
 def check_made_for(job: Job, folder: Path) -> None:
     """Raises RunError where the run in ``folder`` was begun with other options than the job has now."""
-    kind, config = OPTIONS[job.arguments[0]], read_run(folder).config
+    kind, config = OPTIONS[job.arguments[0]], stored_options(read_run(folder).config)
     asked = dataclasses.asdict(resolve(kind, job.arguments[0], job.arguments[1:]))
     flags = [flag_name(word) or "" for word in job.arguments]
     for name in {flag if flag in asked else flag.removeprefix("no_") for flag in flags} & asked.keys():

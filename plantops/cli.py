@@ -1,11 +1,12 @@
 """The command ``plantops``: typed configuration in, functions called, results out.
 
 Every mistake of the person who calls it becomes one short message on standard error that says what to do, and exit
-status 2; Ctrl-C ends with 130 behind a checkpoint.
+status 2; Ctrl-C ends with 130 after a checkpoint.
 """
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Sequence
 
@@ -38,7 +39,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     from plantops._cli.mistakes import reported
 
-    with reported(f"plantops {given[0]}") as outcome:
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # names of files can hold what no encoding has
+    with reported(f"plantops {given[0]}", given[1:]) as outcome:
         from plantops._cli.dispatch import run_command
 
         outcome.status = run_command(given[0], given[1:])

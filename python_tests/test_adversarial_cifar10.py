@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("tyro")
 pytest.importorskip("sklearn")
 
 ROOT = Path(__file__).parent.parent
@@ -32,7 +31,9 @@ def test_every_training_is_a_run_and_a_row(tmp_path: Path) -> None:
         assert (tmp_path / "runs" / f"{row['row']}-0" / "metrics.jsonl").exists()
         assert 0 < float(row["test_accuracy"]) < 1 < float(row["test_loss"]) < 20
         assert all(row[name] for name in ("hardware", "torch", "plantops", "commit", "date"))
-    objectives = [(row["row"], '"temperature": 5.0' in row["config"], '"loss": "kd"' in row["config"]) for row in rows]
+    objectives = [
+        (row["row"], '"temperature": 5.0' in row["config"], '"objective": "kd"' in row["config"]) for row in rows
+    ]
     assert [name for name, hot, _ in objectives if hot] == ["kd-5"]
     assert [name for name, _, plain in objectives if plain] == ROWS[2:6]
     assert len({row["parameters"] for row in rows[1:]}) == 1

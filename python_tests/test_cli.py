@@ -1,8 +1,10 @@
 """The command line: what it prints, what it leaves behind, and that every mistake is one message with status 2."""
 
+import dataclasses
 import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,13 +13,12 @@ from typing import Any
 import pytest
 import torch
 
-pytest.importorskip("tyro")
 pytest.importorskip("sklearn")
 
 from plantops import cli
-from plantops._cli import parse
+from plantops._cli import parse, running
 from plantops._cli.mistakes import Mistake
-from plantops._cli.options import PlantOptions
+from plantops._cli.options import COMMANDS, PlantOptions
 from plantops.models import count_parameters
 from plantops.planting import load_network
 from plantops.train import files
@@ -50,7 +51,8 @@ def test_plant_prints_the_configuration_the_rounds_and_the_networks(capsys: pyte
     said = capsys.readouterr().out
     for word in (
         "plantops plant in runs/plant-digits-1",
-        "initial_lr=0.02",
+        "digits, its defaults but --teacher-width 4",
+        "all options: runs/plant-digits-1/config.json",
         "Rounds (ended:",
         "(initial)",
         "uniform-2",
@@ -105,7 +107,7 @@ def test_train_with_a_regularizer(capsys: pytest.CaptureFixture[str]) -> None:
         lines = [json.loads(line) for line in (Path(run) / "metrics.jsonl").read_text().splitlines()]
         losses += [line["train_loss"] for line in lines if line.get("kind") == "epoch"]
     assert losses[0] > losses[1] + 0.01
-    assert "strength must be 0 or more, got -1.0" in one_line(
+    assert "--regularizer-strength must be 0 or more, got -1.0" in one_line(
         ["train", *QUICK, "--regularizer", "l1", "--regularizer-strength", "-1"], capsys
     )
 
@@ -117,7 +119,7 @@ def test_distill_adversarial_trains_and_plants(capsys: pytest.CaptureFixture[str
     assert cli.main(["plant", *QUICK, *SHORT, "--loss", "adversarial", "--out", "p"]) == 0
     for run, lr in (("t", 0.01), ("p", 1e-3)):
         config = json.loads((Path(run) / "config.json").read_text())["config"]
-        assert (config["loss"], config["discriminator_lr"]) == ("adversarial", lr)
+        assert (config["objective"], config["discriminator_lr"]) == ("adversarial", lr)
 
 
 def test_prune_meets_its_budget_and_says_what_it_is_worth(planted: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -176,8 +178,13 @@ def test_defaults_follow_the_data() -> None:
 def test_the_published_procedure_has_nothing_added() -> None:
     options = parse.resolve(PlantOptions, "plant", ["--data", "cifar10", "--preset", "paper"])
     assert (options.select, options.sites_per_round, options.joint_epochs, options.prune_every) == ("loss", 1, 0, 0)
-    assert (options.finetune_epochs, options.path_epochs, options.loss, options.temperature) == (0, None, "kl", 1.0)
-    assert (options.epochs, options.initial_epochs, options.initial_loss) == (100, 100, "ce")
+    assert (options.finetune_epochs, options.path_epochs, options.objective, options.temperature) == (
+        0,
+        None,
+        "kl",
+        1.0,
+    )
+    assert (options.epochs, options.initial_epochs, options.initial_objective) == (100, 100, "ce")
 
 
 def test_info_names_every_op_and_how_to_change_what_is_missing(capsys: pytest.CaptureFixture[str]) -> None:
@@ -202,12 +209,58 @@ def test_help_without_a_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["--version"]) == 0
 
 
-def test_without_tyro_there_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setitem(sys.modules, "tyro", None)
-    assert cli.main(["plant"]) == 2
-    assert capsys.readouterr().err == (
-        "plantops plant: the command line needs tyro and rich: pip install 'plantops[cli]'\n"
-    )
+HELP = """
+import sys
+from plantops import cli
+assert cli.main(sys.argv[1:]) == 0
+print([name for name in ("torch", "numpy", "rich") if name in sys.modules])
+"""
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["plant", "--help"], ["teacher", "-h", "--data", "cifar10"], ["--version"]]
+)
+def test_help_is_there_without_torch(arguments: list[str]) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[1])}
+    command = [sys.executable, "-c", HELP, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_help_is_grouped_and_has_the_defaults_of_the_data_that_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["plant", "--help", "--data", "cifar10", "--preset", "paper"]) == 0
+    said = capsys.readouterr().out
+    lines = said.splitlines()
+    topics = [line.partition(":")[0] for line in lines[lines.index("Data") :] if line and not line.startswith(" ")]
+    assert topics[:5] == ["Data", "Teacher", "Initial network", "Candidates", "Search"]
+    for line in (
+        "--teacher-width N           Width of the teacher that is trained here. [128]",
+        "[paper]",
+        "[cifar10]",
+    ):
+        assert line in said
+    for command, kind in COMMANDS.items():
+        assert cli.main([command, "--help"]) == 0
+        said = capsys.readouterr().out
+        for field in dataclasses.fields(kind):  # type: ignore[arg-type]
+            line = next(line for line in said.splitlines() if line.startswith(f"  {name_of(field.name)}"))
+            assert line[30:].strip() or len(line) > 28  # every option is explained
+
+
+def name_of(field: str) -> str:
+    return "RUN" if field == "run" else parse.as_flag(field)
+
+
+def test_old_names_of_options_still_work(capsys: pytest.CaptureFixture[str]) -> None:
+    for flag in ("--loss", "--distill", "--objective"):
+        assert parse.resolve(PlantOptions, "plant", [flag, "kd"]).objective == "kd"
+    old = {"loss": "kd", "initial_loss": "kl", "uniform_loss": "ce", "max_params": 9}
+    new = {"objective": "kd", "initial_objective": "kl", "uniform_objective": "ce", "max_parameters": 9}
+    for values in (old, new):
+        options = dataclasses.asdict(parse.resolve_again(PlantOptions, "plant", values, []))
+        assert {name: options[name] for name in new} == new
+    assert "--max-parameters must be at least 1, got 0" in one_line(["plant", "--max-parameters", "0"], capsys)
+    assert "--max-parameters must be at least the initial" in one_line(["plant", "--max-parameters", "9"], capsys)
 
 
 # Mistakes
@@ -227,21 +280,44 @@ def one_line(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         ("plnt", "no such command; the commands are plant, train,"),
         ("plant --foo 3", "Unrecognized options: --foo"),
         ("plant --epochs many", "--epochs"),
-        ("plant --loss mse", "invalid choice 'mse'"),
-        ("plant --epochs 0", "epochs must be an integer of at least 1, got 0"),
-        ("plant --lr -1", "lr must be above 0, got -1.0"),
-        ("plant --width 0", "each at least 1, got [0, 0, 0, 0, 0]"),
-        ("plant --teacher-width 0", "each at least 1"),
+        ("plant --epoch 3", "Did you mean --epochs"),
+        ("plant epochs", "'epochs' belongs to no option"),
+        ("plant -e 3", "'-e' belongs to no option"),
+        ("plant --epochs", "--epochs needs a value"),
+        ("plant --epochs many", "--epochs must be a whole number, got 'many'."),
+        ("plant --epochs 1.5", "--epochs must be a whole number, got '1.5'."),
+        ("plant --lr fast", "--lr must be a number, got 'fast'."),
+        ("plant --flip=perhaps", "--flip must be true or false, got 'perhaps'."),
+        ("plant --loss mse", "--loss must be one of kl, kd, ce, adversarial, got 'mse'"),
+        ("plant --epochs 0", "--epochs must be at least 1, got 0"),
+        ("plant --seed -1", "--seed must be at least 0, got -1"),
+        ("plant --split-seed -1", "--split-seed must be at least 0, got -1"),
+        ("plant --checkpoint-seconds -1", "--checkpoint-seconds must be at least 0, got -1.0"),
+        ("plant --checkpoint-seconds nan", "--checkpoint-seconds must be a finite number, got nan"),
+        ("plant --batch-size 0", "--batch-size must be at least 1, got 0"),
+        ("plant --crop -1", "--crop must be at least 0, got -1"),
+        ("plant --lr -1", "--lr must be above 0, got -1.0"),
+        ("plant --lr inf", "--lr must be a finite number, got inf"),
+        ("plant --teacher-lr 0", "--teacher-lr must be above 0, got 0.0"),
+        ("plant --initial-lr -2", "--initial-lr must be above 0, got -2.0"),
+        ("plant --uniform-lr 0", "--uniform-lr must be above 0, got 0.0"),
+        ("plant --finetune-lr 0", "--finetune-lr must be above 0, got 0.0"),
+        ("plant --momentum 1", "--momentum must be from 0 to below 1, got 1.0"),
+        ("plant --teacher-epochs 0", "--teacher-epochs must be an integer of at least 1, got 0"),
+        ("plant --width 0", "--width must be at least 1, got 0"),
+        ("plant --teacher-width 0", "--teacher-width must be at least 1, got 0"),
+        ("plant --model torchvision:resnet81", "did you mean"),
+        ("teacher --width 0", "--width must be at least 1, got 0"),
         ("plant --channels 0", "--channels must be a number, or layers with numbers"),
         ("plant --channels conv1", "--channels must be a number, or layers with numbers"),
-        ("plant --channels conv9=2", "conv9 cannot grow: no such layer"),
+        ("plant --channels conv9=2", "--channels: conv9 cannot grow: no such layer"),
         ("plant --channels fc1=2", "fc1 cannot grow"),
-        ("plant --max-params 10", "max_parameters must be at least the initial network's 2168, got 10"),
-        ("plant --init zero_out", "init='zero_out' cannot start conv1"),
-        ("plant --init copy --channels 8", "init='copy' starts at most 3 channels at conv1, one a copy, got 8"),
+        ("plant --max-params 10", "--max-params must be at least the initial network's 2168, got 10"),
+        ("plant --init zero_out", "--init zero_out cannot start conv1"),
+        ("plant --init copy --channels 8", "--init copy starts at most 3 channels at conv1, one a copy, got 8"),
         ("plant --uniform 4,x", "--uniform must be numbers of at least 1"),
-        ("plant --val-fraction 1.5", "val_fraction must lie between 0 and 1"),
-        ("plant --data mnist", "data must be one of digits"),
+        ("plant --val-fraction 1.5", "--val-fraction must lie between 0 and 1"),
+        ("plant --data mnist", "--data must be one of digits"),
         ("plant --data cifar10 --data-root nowhere", "CIFAR-10 was not found"),
         ("plant --data folder:nowhere", "there is no folder nowhere"),
         ("plant --device tpu", "--device must be cpu, cuda, cuda:N or auto"),
@@ -254,7 +330,7 @@ def one_line(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         ("plant --config nowhere.json", "nowhere.json: No such file"),
         ("train --widths 4,4", "--widths must be five numbers"),
         ("train --widths 4,4,4,4,zero", "--widths must be numbers of at least 1"),
-        ("train --teacher x", "--loss ce does not use it"),
+        ("train --teacher x", "--objective ce does not use it"),
         ("evaluate", "give the folder of a run"),
         ("evaluate nowhere", "nowhere does not exist"),
         ("report nowhere", "nowhere is not a run"),
@@ -274,6 +350,31 @@ def test_a_folder_that_is_taken(planted: Path, capsys: pytest.CaptureFixture[str
     Path("full").mkdir()
     Path("full/file").touch()
     assert "is not empty" in one_line(["plant", *QUICK, "--out", "full"], capsys)
+
+
+def test_what_a_run_that_ended_lacks_is_written(planted: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A process may be killed after the last checkpoint: its networks or its report are then not there yet."""
+    pytest.importorskip("matplotlib", reason="the report's plots need matplotlib")
+    run = Path("copy")
+    shutil.copytree(planted, run)
+    metrics, checkpoints = (run / "metrics.jsonl").read_bytes(), sorted(os.listdir(run / "checkpoints"))
+    structure = (run / "networks" / "planted" / "structure.json").read_bytes()
+    shutil.rmtree(run / "networks" / "planted")
+    assert cli.main(["plant", "--resume", str(run), "--report", "--threads", "1"]) == 0
+    assert "Networks (test part read once, now)" in capsys.readouterr().out
+    assert (run / "networks" / "planted" / "structure.json").read_bytes() == structure
+    assert (run / "report.html").exists()
+    assert (run / "metrics.jsonl").read_bytes() == metrics
+    assert sorted(os.listdir(run / "checkpoints")) == checkpoints
+    assert "has ended already" in one_line(["plant", "--resume", str(run), "--report"], capsys)
+
+
+def test_an_edited_configuration_is_not_resumed(planted: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = Path("copy")
+    shutil.copytree(planted, run)
+    text = (run / "config.json").read_text()
+    (run / "config.json").write_text(text.replace('"epochs": 1', '"epochs": 2'))
+    assert "is not the one that made the checkpoint" in one_line(["plant", "--resume", str(run)], capsys)
 
 
 def test_resume_of_the_wrong_thing(planted: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -298,6 +399,48 @@ def test_a_search_outlives_a_training_that_it_can_do_without(capsys: pytest.Capt
     assert "finetuned" not in networks
     trained = [(r["name"], r["epoch"]) for r in read_run("hot").of("epoch") if r["phase"] in ("finetune", "uniform")]
     assert trained == [("finetune", 1), ("uniform-3", 1)]  # no further than the epoch that diverged
+
+
+class TwoProcesses:
+    """What process ``rank`` of two sees, if it is told by itself what the first one says."""
+
+    def __init__(self, rank: int, said: Any = None) -> None:
+        self.rank, self.size, self._said = rank, 2, said
+
+    def json(self, value: Any, owner: int) -> Any:
+        return value if self.rank == owner else self._said
+
+
+def begun_by_two(arguments: list[str], rank: int, monkeypatch: pytest.MonkeyPatch, said: Any = None) -> Any:
+    monkeypatch.setattr(running, "ranks_of_environment", lambda: TwoProcesses(rank, said))
+    with running.opened(PlantOptions, "plant", arguments) as (options, run):
+        return options, run
+
+
+@pytest.mark.parametrize("left", [None, [], [".lock", ".config.json.tmp-4711"]], ids=["absent", "empty", "half"])
+def test_two_processes_take_the_folders_that_one_takes(left: list[str] | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    if left is not None:
+        Path("run").mkdir()
+        for name in left:
+            (Path("run") / name).write_text("{")
+    arguments = ["--epochs", "3", "--out", "run"]
+    for rank in (0, 1):
+        options, run = begun_by_two(arguments, rank, monkeypatch, said=False)
+        assert (options.epochs, run) == (3, None)
+    running.create_run(options, "plant", "digits").close()
+
+
+def test_two_processes_drop_no_option(monkeypatch: pytest.MonkeyPatch) -> None:
+    options = parse.resolve(PlantOptions, "plant", ["--lr", "0.05", "--out", "run"])
+    running.create_run(options, "plant", "digits").close()
+    again = ["--lr", "0.05", "--progress", "none", "--no-report", "--out", "run"]
+    for rank in (0, 1):
+        options, run = begun_by_two(again, rank, monkeypatch, said=True)
+        assert (options.lr, options.progress, options.report) == (0.05, "none", False)
+        assert (run is None) == (rank == 1)
+    for flag, text in (("--lr", "--lr 0.05, and 0.5 is asked for"), ("--seed", "--seed 0, and 5 is asked for")):
+        with pytest.raises(Mistake, match=f"run holds a run with {text}: give the run's own"):
+            begun_by_two([flag, "0.5" if flag == "--lr" else "5", "--out", "run"], 0, monkeypatch)
 
 
 def test_resume_takes_no_other_numbers(capsys: pytest.CaptureFixture[str]) -> None:
@@ -354,7 +497,13 @@ def test_a_disk_that_does_not_take_it(
         ("{", "not JSON"),
         ("[1]", "must be a JSON object"),
         ('{"lrr": 1}', "'lrr' is no option"),
-        ('{"lr": "x"}', "lr must"),
+        ('{"lr": "x"}', "config.json: lr must be a number, got 'x'"),
+        ('{"lr": Infinity}', "config.json: lr must be a finite number, got inf"),
+        ('{"seed": -1}', "config.json: seed must be at least 0, got -1"),
+        ('{"epochs": true}', "epochs must be a whole number, got True"),
+        ('{"max_rounds": "no"}', "max_rounds must be a whole number or None, got 'no'"),
+        ('{"objective": ["kl"]}', "objective must be one of kl, kd, ce, adversarial, got ['kl']"),
+        ("[" * 500 + "]" * 500, "nested more than 100 levels deep"),
     ],
 )
 def test_a_config_file_that_does_not_fit(content: str, text: str, capsys: pytest.CaptureFixture[str]) -> None:

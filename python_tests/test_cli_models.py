@@ -1,13 +1,13 @@
 """plantops plant for any network: by name, with sites by pattern and channels in whole groups."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-pytest.importorskip("tyro")
 pytest.importorskip("sklearn")
 
 from plantops import cli
@@ -16,6 +16,7 @@ from plantops.planting.search import wanted_growths
 from plantops.planting.tracing import trace
 from plantops.planting.zoo import make
 from plantops.train.files import RunError
+from plantops.train.run import Run
 from python_tests.small_models import Residual, small
 
 SMALL = "python_tests.small_models:small"
@@ -80,7 +81,7 @@ def test_names() -> None:
     assert type(model) is torchvision.models.ResNet
     assert model.fc.out_features == 7
     for name, message in (
-        ("torchvision:resnet", "torchvision has no classification model 'resnet'; it has alexnet"),
+        ("torchvision:resnet", r"torchvision has no classification model 'resnet'; did you mean \w*resnet"),
         ("no_such_module:thing", "No module named 'no_such_module'"),
         ("python_tests.small_models:none", "has no function or class 'none'"),
         ("python_tests.small_models:wrong", r"must give logits \[2, 7\] for 2 images of 7 classes, got \[2, 3072\]"),
@@ -113,6 +114,70 @@ def test_sites_and_whole_groups() -> None:
         growths(1, "i*", "layer3.*")
     with pytest.raises(ValueError, match="no site in common"):
         growths({"stem": 1}, "inner")
+
+
+@pytest.fixture
+def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A module that leaves a file when it is imported; returns the file."""
+    ran, name = tmp_path / "ran", "leaves_a_trace"
+    (tmp_path / f"{name}.py").write_text(f"open({str(ran)!r}, 'w').close()\nfrom {small.__module__} import small\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, name, raising=False)
+    return ran
+
+
+TRACE = "leaves_a_trace:small"
+
+
+def first_lines(capsys: pytest.CaptureFixture[str]) -> str:
+    said = capsys.readouterr().err
+    assert len(said.splitlines()) == 1
+    return said
+
+
+@pytest.mark.parametrize("option", ["model", "teacher", "teacher_model"])
+@pytest.mark.parametrize("way", ["--resume", "--config"])
+def test_no_file_has_code_run(way: str, option: str, module: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = {"command": "plant", "data": "digits", "model": "torchvision:resnet18", "threads": 1, option: TRACE}
+    Run.create("run", config).close()
+    place = "run" if way == "--resume" else "run/config.json"
+    for command in ("plant", "train") if option != "model" else ("plant",):
+        assert cli.main([command, way, place]) == 2
+        said = first_lines(capsys)
+        assert (
+            "names code" in said and f"give --{option.replace('_', '-')} {TRACE} again" in said
+        ) or command == "train"
+        assert not module.exists()
+    if way == "--resume":
+        assert cli.main(["plant", way, place, f"--{option.replace('_', '-')}", "elsewhere:small"]) == 2
+        assert f"the run's own --{option.replace('_', '-')} {TRACE}, got elsewhere:small" in first_lines(capsys)
+    assert not module.exists()
+
+
+def test_a_run_of_ones_own_code_goes_on_when_it_is_named(module: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--model", TRACE, "--sites", "stem", "--out", "run"]
+    assert cli.main(["plant", *QUICK, *SHORT, *options]) == 0
+    (checkpoint,) = sorted(Path("run/checkpoints").iterdir())[-1:]
+    module.unlink()
+    sys.modules.pop("leaves_a_trace")
+    (Path("run/networks/planted/structure.json")).unlink()
+    capsys.readouterr()
+    readers = [
+        ["plant", "--resume", "run"],
+        ["evaluate", "run", "--network", "initial"],
+        ["train", "--teacher", "run", "--objective", "kl", *QUICK],
+        ["prune", "--network", "run", "--max-parameters", "9", *QUICK],
+    ]
+    for reader in readers:
+        assert cli.main(reader) == 2
+        assert TRACE in first_lines(capsys)
+        assert not module.exists()
+    assert cli.main(["plant", "--resume", "run", "--model", TRACE]) == 0
+    assert module.exists()
+    assert Path("run/networks/planted/structure.json").exists()
+    assert checkpoint.exists()
+    teacher = ["--teacher", "run", "--teacher-model", TRACE, "--objective", "kl", "--epochs", "1", "--widths", "2"]
+    assert cli.main(["train", *QUICK, *teacher]) == 0
 
 
 def test_mistakes(capsys: pytest.CaptureFixture[str]) -> None:

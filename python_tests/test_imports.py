@@ -29,7 +29,7 @@ FLOORS = {
     "_cli": 8,
     "cli": 9,
 }
-EXTRAS = ("rich", "tyro", "matplotlib", "sklearn", "torchvision", "tensorboard", "PIL", "triton")
+EXTRAS = ("rich", "matplotlib", "sklearn", "torchvision", "tensorboard", "PIL", "triton")
 
 
 def imported_modules(path: Path) -> set[str]:
@@ -63,6 +63,35 @@ def run_python(code: str) -> str:
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=PACKAGE.parent)
     assert result.returncode == 0, result.stderr
     return result.stdout
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import plantops, torch",
+        "import torch, plantops",
+        "import plantops.functional, torch",
+        "import plantops.train, torch",
+        "from plantops import Planter; import torch",
+        "import plantops; plantops.nn; import torch",
+    ],
+)
+def test_ops_are_registered_whatever_is_imported_first(code: str):
+    assert run_python(f"{code}; print(torch.ops.plantops.kl_div_logits)").strip() == "plantops.kl_div_logits"
+
+
+def test_import_alone_imports_no_torch_and_every_name_is_there():
+    code = (
+        "import sys, plantops; print('torch' in sys.modules)\n"
+        "print(all(hasattr(plantops, name) for name in plantops.__all__), 'plant' in dir(plantops))\n"
+        "print(plantops.planting.Planter is plantops.Planter, plantops.embed.__name__, hasattr(plantops, 'plnt'))"
+    )
+    assert run_python(code).split("\n")[:3] == ["False", "True True", "True plantops.embed False"]
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.glob("*/__init__.py")), ids=lambda path: path.parent.name)
+def test_every_part_can_be_imported_first(path: Path):
+    run_python(f"import plantops.{path.parent.name}")
 
 
 def test_import_needs_no_extra():

@@ -13,7 +13,6 @@ import pytest
 from plantops.models import count_parameters, planting_net
 from plantops.train.run import read_run
 
-pytest.importorskip("tyro")
 pytest.importorskip("sklearn")
 pytest.importorskip("matplotlib")
 

@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("tyro")
 pytest.importorskip("sklearn")
 
 ROOT = Path(__file__).parent.parent

@@ -12,7 +12,6 @@ import pytest
 
 from plantops.train.run import Run
 
-pytest.importorskip("tyro")
 pytest.importorskip("sklearn")
 pytest.importorskip("matplotlib")
 

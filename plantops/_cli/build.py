@@ -30,7 +30,7 @@ from plantops.train.recipe import Recipe, Regularizer
 
 def load_parts(options: DataOptions, seed: int, device: torch.device) -> DataParts:
     """The data set of the options, on the device."""
-    with mistakes():
+    with mistakes(options):
         parts = load(
             options.data,
             options.data_root,
@@ -46,8 +46,6 @@ def load_parts(options: DataOptions, seed: int, device: torch.device) -> DataPar
 def choose_device(options: MachineOptions) -> torch.device:
     """The device of the options; sets the number of CPU threads where one is asked for."""
     if options.threads is not None:
-        if options.threads < 1:
-            raise Mistake(f"--threads must be at least 1, got {options.threads}.")
         torch.set_num_threads(options.threads)
     device = _device(options.device)
     if device == torch.device("cuda") and torch.cuda.device_count() > local_rank():
@@ -137,32 +135,34 @@ def channels(text: str) -> int | dict[str, int]:
 def experiment(options: PlantOptions, data: ImageData) -> Experiment:
     """Everything that ``plantops plant`` does with this data."""
     networks = zoo(options, data)
-    untrained = networks is not None and options.initial_epochs == 0
-    with mistakes():
-        return Experiment(
-            family(options, data) if networks is None else networks,
-            (options.teacher_width,) * 5,
-            None if networks is not None and options.teacher_epochs == 0 else teacher_recipe(options, options),
-            (options.width,) * 5,
-            None
-            if untrained
-            else recipe(
-                options, options, epochs=options.initial_epochs, lr=options.initial_lr, objective=options.initial_loss
-            ),
-            planter_config(options, data.device),
-            Comparison(
-                integers(options.uniform, "--uniform"),
-                recipe(
-                    options,
-                    options,
-                    epochs=options.uniform_epochs or 1,
-                    lr=options.uniform_lr,
-                    objective=options.uniform_loss,
-                ),
-                as_many_epochs=options.uniform_epochs is None,
-            ),
-            options.seed,
-        )
+    teacher = initial = None
+    if networks is None or options.teacher_epochs:
+        teacher = teacher_recipe(options, options)
+    if networks is None or options.initial_epochs:
+        initial = _recipe_of(options, "initial", options.initial_epochs)
+    with mistakes(options):
+        config = planter_config(options, data.device)
+    return Experiment(
+        family(options, data) if networks is None else networks,
+        (options.teacher_width,) * 5,
+        teacher,
+        (options.width,) * 5,
+        initial,
+        config,
+        Comparison(
+            integers(options.uniform, "--uniform"),
+            _recipe_of(options, "uniform", options.uniform_epochs or 1),
+            as_many_epochs=options.uniform_epochs is None,
+        ),
+        options.seed,
+    )
+
+
+def _recipe_of(options: PlantOptions, name: str, epochs: int) -> Recipe:
+    """The training of the initial, or of the uniform networks."""
+    lr, objective = getattr(options, f"{name}_lr"), getattr(options, f"{name}_objective")
+    with mistakes(options, epochs=f"{name}_epochs", lr=f"{name}_lr", objective=f"{name}_objective"):
+        return recipe(options, options, epochs=epochs, lr=lr, objective=objective)
 
 
 def planter_config(options: PlantOptions, device: torch.device) -> PlanterConfig:
@@ -192,6 +192,8 @@ def planter_config(options: PlantOptions, device: torch.device) -> PlanterConfig
         "precision",
         "seed",
         "max_rounds",
+        "max_parameters",
+        "objective",
         "prune_every",
         "sweep",
         "sweep_memory",
@@ -204,8 +206,6 @@ def planter_config(options: PlantOptions, device: torch.device) -> PlanterConfig
         channels_last=options.channels_last and (options.sweep == "loop" or device.type != "cpu"),
         channels=channels(options.channels),
         sites=tuple(part.strip() for part in options.sites.split(",") if part.strip()),
-        max_parameters=options.max_params,
-        objective=options.loss,
         path_epochs=None if path is None else max(0, path - options.initial_epochs),
     )
 
@@ -227,18 +227,19 @@ def recipe(optimizer: OptimizerOptions, machine: MachineOptions, **fields: Any) 
 
 def teacher_recipe(teacher: TeacherOptions, options: PlantOptions | TrainOptions) -> Recipe:
     """How a teacher is trained inside another run."""
-    return recipe(options, options, epochs=teacher.teacher_epochs, lr=teacher.teacher_lr)
+    with mistakes(options, epochs="teacher_epochs", lr="teacher_lr"):
+        return recipe(options, options, epochs=teacher.teacher_epochs, lr=teacher.teacher_lr)
 
 
 def train_recipe(options: TrainOptions) -> Recipe:
     """The training of ``plantops train``."""
-    with mistakes():
+    with mistakes(options, strength="regularizer_strength", mix="regularizer_mix"):
         return recipe(
             options,
             options,
             epochs=options.epochs,
             lr=options.lr,
-            objective=options.loss,
+            objective=options.objective,
             temperature=options.temperature,
             alpha=options.alpha,
             label_smoothing=options.label_smoothing,
@@ -258,19 +259,20 @@ def regularizer(options: TrainOptions) -> Regularizer | None:
 
 def prune_recipe(options: PruneOptions) -> Recipe:
     """The fine-tuning of ``plantops prune``."""
-    return recipe(
-        options,
-        options,
-        epochs=options.finetune_epochs,
-        lr=options.lr,
-        objective=options.loss,
-        temperature=options.temperature,
-        alpha=options.alpha,
-        discriminator_lr=options.discriminator_lr,
-    )
+    with mistakes(options, epochs="finetune_epochs"):
+        return recipe(
+            options,
+            options,
+            epochs=options.finetune_epochs,
+            lr=options.lr,
+            objective=options.objective,
+            temperature=options.temperature,
+            alpha=options.alpha,
+            discriminator_lr=options.discriminator_lr,
+        )
 
 
 def teacher_run_recipe(options: TeacherRunOptions) -> Recipe:
     """The training of ``plantops teacher``."""
-    with mistakes():
+    with mistakes(options):
         return recipe(options, options, epochs=options.epochs, lr=options.lr, label_smoothing=options.label_smoothing)

@@ -15,7 +15,7 @@ from plantops.ops import _registry
 from plantops.train.progress import table_lines
 
 EXTRAS = {
-    "cli": ("tyro", "rich"),
+    "cli": ("rich",),
     "data": ("sklearn",),
     "vision": ("torchvision",),
     "plots": ("matplotlib",),

@@ -6,6 +6,7 @@ import difflib
 import importlib
 
 from plantops._cli.mistakes import Mistake
+from plantops._cli.options import COMMANDS as OPTIONS
 
 COMMANDS = {
     "plant": "training",
@@ -30,6 +31,11 @@ def run_command(name: str, arguments: list[str]) -> int:
         near = difflib.get_close_matches(name, COMMANDS, 1)
         hint = f" Did you mean {near[0]}?" if near else ""
         raise Mistake(f"no such command; the commands are {', '.join(COMMANDS)}.{hint}")
+    if name in OPTIONS and any(argument in ("-h", "--help") for argument in arguments):
+        from plantops._cli.help import help_of
+
+        print(help_of(name, arguments), end="")
+        return 0
     module = importlib.import_module(f"plantops._cli.{COMMANDS[name]}")
     status: int = getattr(module, name)(arguments)
     return status

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
 import torch
 
 from plantops._cli import build, running
 from plantops._cli.mistakes import Mistake, mistakes
-from plantops._cli.options import DataOptions, MachineOptions
-from plantops._cli.parse import parse, positional
+from plantops._cli.options import DataOptions, EvaluateOptions, MachineOptions, ReportOptions
+from plantops._cli.parse import parse
 from plantops.models import count_macs, count_parameters
 from plantops.planting.features import NoFeatures, embed_features
 from plantops.planting.networks import Network, find_network
@@ -23,35 +21,9 @@ from plantops.train.report.features import Features
 from plantops.train.run import read_run
 
 
-@dataclass(frozen=True)
-class EvaluateOptions:
-    run: Annotated[str, positional()]
-    """Folder of a run, or of one of its networks."""
-    network: str | None = None
-    """Which network of the run (teacher, initial, planted, ...); default: the one that the run is about."""
-    model: str | None = None
-    """The package.module:factory that made the network, where it is not the paper's, torchvision's or timm's."""
-    data_root: str | None = None
-    """Folder with the official files of the data set."""
-    device: str = "auto"
-    """cpu, cuda, cuda:N or auto."""
-    json: bool = False
-    """Print one JSON object instead of a table."""
-
-
-@dataclass(frozen=True)
-class ReportOptions:
-    run: Annotated[str, positional()]
-    """Folder of a run."""
-    model: str | None = None
-    """The package.module:factory that made its networks, where it is not the paper's, torchvision's or timm's."""
-    data_root: str | None = None
-    """Folder with the official files of the data set, if not where the run found them."""
-
-
 def evaluate(arguments: list[str]) -> int:
     """``plantops evaluate RUN``."""
-    options = parse(EvaluateOptions, "evaluate", with_run(arguments, "evaluate"))
+    options = parse(EvaluateOptions, "evaluate", arguments)
     network = find_network(options.run, options.network)
     device = build.choose_device(MachineOptions(device=options.device))
     test = _test_part(network, options.data_root, device)
@@ -90,18 +62,11 @@ def _test_part(network: Network, data_root: str | None, device: torch.device) ->
 
 def report(arguments: list[str]) -> int:
     """``plantops report RUN``."""
-    options = parse(ReportOptions, "report", with_run(arguments, "report"))
+    options = parse(ReportOptions, "report", arguments)
     read_run(options.run)
-    with mistakes():
+    with mistakes(options):
         print(write(Path(options.run), options.data_root, options.model))
     return 0
-
-
-def with_run(arguments: list[str], command: str) -> list[str]:
-    """The arguments, which must name a run."""
-    if not arguments:
-        raise Mistake(f"give the folder of a run, as in plantops {command} runs/plant-digits-1.")
-    return arguments
 
 
 def write(run: Path, data_root: str | None = None, model: str | None = None) -> Path:

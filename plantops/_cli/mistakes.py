@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
+import re
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -28,17 +30,34 @@ class Outcome:
 
 
 @contextmanager
-def mistakes() -> Iterator[None]:
-    """In this block a ValueError comes from what the caller gave, so it is the caller's to put right."""
+def mistakes(options: Any = None, **called: str) -> Iterator[None]:
+    """In this block a ValueError comes from what the caller gave, so it is the caller's to put right.
+
+    The message calls an argument what the command line calls it: the field of ``options`` with its name, or the one
+    that ``called`` says (``lr="teacher_lr"``).
+    """
     try:
         yield
     except ValueError as error:
-        raise Mistake(str(error)) from error
+        names = {field.name: field.name for field in dataclasses.fields(options)} if options is not None else {}
+        raise Mistake(_in_flags(str(error), {**names, **called})) from error
+
+
+def _in_flags(text: str, names: Mapping[str, str]) -> str:
+    """``lr must be above 0`` with the flag in the place of the argument; so, too, ``init='copy' starts``."""
+    found = re.match(r"(\w+)(?:='([^']*)'|\[[^]]*\])?(?= must| cannot| starts|:)", text)
+    if found is None or found[1] not in names:
+        return text
+    value = "" if found[2] is None else f" {found[2]}"
+    return f"--{names[found[1]].replace('_', '-')}{value}{text[found.end() :]}"
 
 
 @contextmanager
-def reported(program: str) -> Iterator[Outcome]:
-    """Turns mistakes into a message and status 2. PLANTOPS_TRACEBACK=1 shows the traceback instead."""
+def reported(program: str, arguments: Sequence[str] = ()) -> Iterator[Outcome]:
+    """Turns mistakes into a message and status 2. PLANTOPS_TRACEBACK=1 shows the traceback instead.
+
+    ``arguments``: of the call, whose spelling the message follows.
+    """
     outcome = Outcome()
     if os.environ.get(TRACEBACK):
         yield outcome
@@ -56,7 +75,9 @@ def reported(program: str) -> Iterator[Outcome]:
         text = explanation(error)
         if text is None:
             raise
-        print(f"{program}: {' '.join(text.split())}", file=sys.stderr)
+        from plantops._cli.parse import respelled
+
+        print(f"{program}: {respelled(' '.join(text.split()), arguments)}", file=sys.stderr)
         outcome.status = MISTAKE
 
 
@@ -78,12 +99,14 @@ def _plain_warnings() -> Iterator[None]:
 
 def explanation(error: Exception) -> str | None:
     """The message for an error that is not the program's own; None for one that is."""
-    import torch
-
     if isinstance(error, PlantopsError):
         return str(error)
+    import torch
+
     if isinstance(error, torch.OutOfMemoryError):
         return "the device has not enough memory: use a smaller --batch-size, or --device cpu."
+    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
+        return "there is not enough memory: use fewer or smaller images (--train-fraction, --image-size)."
     if isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename else ""
         return f"{where}{error.strerror or error}. Check the path, the disk and the permissions."

@@ -1,11 +1,15 @@
-"""The options of the commands. A flag per field, flat; ``None`` says that something else decides, as the text tells."""
+"""The options of the commands. A flag per field, flat; ``None`` says that something else decides, as the text tells.
+
+A class is a topic of the help, its docstring the heading; the text under a field is the field's. Nothing here imports
+torch: the help has to be quick.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated, Literal
-
-from plantops._cli.parse import alias
+from typing import Any, Literal
 
 Penalty = Literal[
     "l1",
@@ -24,6 +28,8 @@ Penalty = Literal[
 
 @dataclass(frozen=True, kw_only=True)
 class DataOptions:
+    """Data"""
+
     data: str = "digits"
     """digits (embedded), cifar10, cifar100, stl10 or folder:PATH."""
     data_root: str | None = None
@@ -41,19 +47,13 @@ class DataOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class MachineOptions:
+class RunOptions:
+    """The run: where it is written, and what is shown"""
+
     out: str | None = None
     """Folder of the run; default: runs/COMMAND-DATA-NUMBER."""
     seed: int = 0
     """Of split, initial weights, order and augmentation."""
-    device: str = "auto"
-    """cpu, cuda, cuda:N, or auto: a GPU where there is one."""
-    threads: int | None = None
-    """CPU threads; default: PyTorch's choice."""
-    precision: Literal["float32", "bf16", "fp16"] = "float32"
-    """Autocast to bf16, or on CUDA to fp16 with loss scaling."""
-    channels_last: bool = False
-    """Images and convolution weights in channels_last memory format."""
     checkpoint_seconds: float = 30.0
     """A checkpoint at the first epoch end after so many seconds; 0: at every epoch end."""
     progress: Literal["auto", "rich", "plain", "none"] = "auto"
@@ -65,15 +65,33 @@ class MachineOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class MachineOptions(RunOptions):
+    """Machine"""
+
+    device: str = "auto"
+    """cpu, cuda, cuda:N, or auto: a GPU where there is one."""
+    threads: int | None = None
+    """CPU threads; default: PyTorch's choice."""
+    precision: Literal["float32", "bf16", "fp16"] = "float32"
+    """Autocast to bf16, or on CUDA to fp16 with loss scaling."""
+    channels_last: bool = False
+    """Images and convolution weights in channels_last memory format."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class NetworkOptions:
+    """The paper's networks"""
+
     fc_width: int = 128
     """Units of fc1."""
     batch_norm: bool = False
-    """Batch norm behind every convolution (not in the paper)."""
+    """Batch norm after every convolution (not in the paper)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerOptions:
+    """Optimizer and augmentation, of every training"""
+
     optimizer: Literal["sgd", "adamw"] = "sgd"
     """SGD with Nesterov momentum, or AdamW."""
     momentum: float = 0.9
@@ -93,9 +111,13 @@ class OptimizerOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherOptions:
+    """Teacher"""
+
     teacher: str | None = None
     """Run whose teacher teaches here (its own network where it has none), or a network's folder; or, with --model,
     torchvision:NAME, timm:NAME or MODULE:FACTORY, trained in this run. Without it a teacher is trained in this run."""
+    teacher_model: str | None = None
+    """The package.module:factory that made the network of the run --teacher, where it is your own."""
     teacher_width: int = 32
     """Width of the teacher that is trained here."""
     teacher_epochs: int = 40
@@ -105,53 +127,73 @@ class TeacherOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PlantOptions(DataOptions, MachineOptions, NetworkOptions, OptimizerOptions, TeacherOptions):
-    preset: Literal["default", "paper"] = "default"
-    """Defaults of this package, or of the published procedure with nothing added: of lengths and rates, too."""
+class InitialOptions:
+    """Initial network"""
+
     model: str | None = None
     """Any network in the place of the paper's: torchvision:NAME, timm:NAME or package.module:factory."""
-    sites: str = ""
-    """Sites that may grow, as shell patterns between commas, as in 'layer3.*,layer4.*.conv1'; default: all."""
     width: int = 4
     """Width of the initial network (without --model)."""
     initial_epochs: int = 40
     """Epochs of the initial network; 0 (with --model): it grows as its factory makes it."""
     initial_lr: float = 0.1
     """Learning rate of the initial network."""
-    initial_loss: Literal["ce", "kl"] = "ce"
+    initial_objective: Literal["ce", "kl"] = "ce"
     """The initial network learns from the labels (ce) or from the teacher (kl)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CandidateOptions:
+    """Candidates: what is planted, and how it is trained"""
+
     channels: str = "4"
     """Channels that a candidate plants: a number, or layers with numbers as in conv1=8,conv2=4 (others do not grow)."""
+    sites: str = ""
+    """Sites that may grow, as shell patterns between commas, as in 'layer3.*,layer4.*.conv1'; default: all."""
+    grow_linear: bool = False
+    """fc1 may grow, too."""
+    init: Literal["zero_in", "kaiming", "zero_out", "copy", "copy_pairs"] = "zero_in"
+    """Initialiser of planted blocks."""
     epochs: int = 20
     """Epochs of every candidate in every round."""
     lr: float = 0.1
     """Learning rate of the planted blocks."""
-    loss: Annotated[Literal["kl", "kd", "ce", "adversarial"], alias("--distill")] = "kl"
+    objective: Literal["kl", "kd", "ce", "adversarial"] = "kl"
     """What planted blocks minimise; kl is the method, kd mixes in the labels, adversarial adds a discriminator."""
-    discriminator_lr: float = 1e-3
-    """Learning rate of the discriminator of adversarial."""
     temperature: float = 1.0
     """Temperature of the distillation losses kl and kd."""
     alpha: float = 0.9
     """Weight of the teacher in the loss kd."""
-    max_params: int | None = None
+    discriminator_lr: float = 1e-3
+    """Learning rate of the discriminator of adversarial."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchOptions:
+    """Search: rounds, and which candidate wins"""
+
+    preset: Literal["default", "paper"] = "default"
+    """Defaults of this package, or of the published procedure with nothing added: of lengths and rates, too."""
+    max_parameters: int | None = None
     """No network with more parameters."""
     max_rounds: int | None = 10
     """At most so many rounds; None: until nothing improves."""
     select: Literal["loss", "loss_per_parameter"] = "loss"
     """The winner has the smallest held-out loss, or the largest decrease of it per added parameter."""
-    prune_every: int = 0
-    """Behind every so many growths, prune channels for at most a tenth of the held-out loss gained; 0: never."""
     sites_per_round: int = 1
     """A round grows at so many of its best sites, where that is better on the held-out part than the best alone."""
+    prune_every: int = 0
+    """After every so many growths, prune channels for at most a tenth of the held-out loss gained; 0: never."""
     sweep: Literal["shared", "loop"] = "shared"
     """The candidates of a round in one pass over the data, or one after the other (the same training, slower)."""
     sweep_memory: int = 4 << 30
     """Bytes for what a shared sweep keeps of the network's values; the rest lies in the run folder or is recomputed."""
-    init: Literal["zero_in", "kaiming", "zero_out", "copy", "copy_pairs"] = "zero_in"
-    """Initialiser of planted blocks."""
-    grow_linear: bool = False
-    """fc1 may grow, too."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class JointOptions:
+    """Joint training of the whole network"""
+
     joint_epochs: int = 0
     """Joint training of the whole network after every round; the next round freezes it again. 0: none, as published."""
     joint_lr: float = 0.05
@@ -163,9 +205,15 @@ class PlantOptions(DataOptions, MachineOptions, NetworkOptions, OptimizerOptions
     path_epochs: int | None = None
     """The joint training after the search goes on until the network's own path has had so many epochs in all: initial
     training, rounds, joint trainings."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class UniformOptions:
+    """Uniform networks for comparison"""
+
     uniform: str = ""
     """Widths of uniform networks to train for comparison, as in 16,32."""
-    uniform_loss: Literal["ce", "kl"] = "kl"
+    uniform_objective: Literal["ce", "kl"] = "kl"
     """What uniform networks minimise."""
     uniform_lr: float = 0.1
     """Learning rate of uniform networks."""
@@ -174,10 +222,28 @@ class PlantOptions(DataOptions, MachineOptions, NetworkOptions, OptimizerOptions
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainOptions(DataOptions, MachineOptions, NetworkOptions, OptimizerOptions, TeacherOptions):
+class PlantOptions(
+    DataOptions,
+    TeacherOptions,
+    InitialOptions,
+    CandidateOptions,
+    SearchOptions,
+    JointOptions,
+    UniformOptions,
+    OptimizerOptions,
+    NetworkOptions,
+    MachineOptions,
+):
+    """Grow a network by channel planting: teacher, initial network, search, comparison, report."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions(DataOptions, TeacherOptions, OptimizerOptions, NetworkOptions, MachineOptions):
+    """Train one network with widths of your own, by cross entropy or from a teacher."""
+
     widths: str = "16"
     """Channels of the five convolutions, as in 16,16,16,16,16; one number stands for all five."""
-    loss: Annotated[Literal["ce", "kl", "kd", "adversarial"], alias("--distill")] = "ce"
+    objective: Literal["ce", "kl", "kd", "adversarial"] = "ce"
     """From the labels (ce), from a teacher (kl), both (kd), or both against a discriminator (adversarial)."""
     discriminator_lr: float = 1e-3
     """Learning rate of the discriminator of adversarial."""
@@ -202,7 +268,9 @@ class TrainOptions(DataOptions, MachineOptions, NetworkOptions, OptimizerOptions
 
 
 @dataclass(frozen=True, kw_only=True)
-class TeacherRunOptions(DataOptions, MachineOptions, NetworkOptions, OptimizerOptions):
+class TeacherRunOptions(DataOptions, OptimizerOptions, NetworkOptions, MachineOptions):
+    """Train a teacher."""
+
     width: int = 32
     """Width of all five convolutions."""
     epochs: int = 40
@@ -214,12 +282,14 @@ class TeacherRunOptions(DataOptions, MachineOptions, NetworkOptions, OptimizerOp
 
 
 @dataclass(frozen=True, kw_only=True)
-class PruneOptions(DataOptions, MachineOptions, OptimizerOptions):
+class PruneOptions(DataOptions, OptimizerOptions, MachineOptions):
+    """Remove the filters that a run's network can do without, and fine-tune what is left."""
+
     network: str = ""
     """Run (or network folder) whose network is pruned."""
     model: str | None = None
     """The network's factory, where it is your own: package.module:factory."""
-    max_params: int | None = None
+    max_parameters: int | None = None
     """Prune until there are no more parameters than this."""
     max_macs: int | None = None
     """Prune until one image costs no more multiply-accumulates than this."""
@@ -235,11 +305,13 @@ class PruneOptions(DataOptions, MachineOptions, OptimizerOptions):
     """Training images that filters are scored on."""
     teacher: str | None = None
     """Run whose teacher (else network) teaches the fine-tuning; default: the network before it was pruned."""
+    teacher_model: str | None = None
+    """Its factory, where it is your own and not --model."""
     finetune_epochs: int = 0
     """Epochs of training what is left."""
     lr: float = 0.01
     """Its learning rate."""
-    loss: Annotated[Literal["ce", "kl", "kd", "adversarial"], alias("--distill")] = "kd"
+    objective: Literal["ce", "kl", "kd", "adversarial"] = "kd"
     """What it minimises."""
     temperature: float = 1.0
     """Temperature of the distillation losses kl and kd."""
@@ -247,3 +319,98 @@ class PruneOptions(DataOptions, MachineOptions, OptimizerOptions):
     """Weight of the teacher in the loss kd."""
     discriminator_lr: float = 1e-3
     """Learning rate of the discriminator of adversarial."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateOptions:
+    """Test loss, accuracy and cost of a run's network."""
+
+    run: str
+    """Folder of a run, or of one of its networks."""
+    network: str | None = None
+    """Which network of the run (teacher, initial, planted, ...); default: the one that the run is about."""
+    model: str | None = None
+    """The package.module:factory that made the network, where it is not the paper's, torchvision's or timm's."""
+    data_root: str | None = None
+    """Folder with the official files of the data set."""
+    device: str = "auto"
+    """cpu, cuda, cuda:N or auto."""
+    json: bool = False
+    """Print one JSON object instead of a table."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportOptions:
+    """Write a run's report.html again."""
+
+    run: str
+    """Folder of a run."""
+    model: str | None = None
+    """The package.module:factory that made its networks, where it is not the paper's, torchvision's or timm's."""
+    data_root: str | None = None
+    """Folder with the official files of the data set, if not where the run found them."""
+
+
+COMMANDS: dict[str, type[object]] = {
+    "plant": PlantOptions,
+    "train": TrainOptions,
+    "teacher": TeacherRunOptions,
+    "prune": PruneOptions,
+    "evaluate": EvaluateOptions,
+    "report": ReportOptions,
+}
+"""What the commands take; ``bench`` and ``info`` have options of their own."""
+POSITIONAL = "run"
+"""The field that is given without a flag, where a command has it."""
+
+
+def by_topic(kind: type[Any]) -> Iterator[tuple[type[Any], list[dataclasses.Field[Any]]]]:
+    """The options of a command in the order in which they are shown: its own, then those of each of its topics."""
+    fields = {field.name: field for field in dataclasses.fields(kind)}
+    for owner in kind.__mro__:
+        own = [fields[name] for name in vars(owner).get("__annotations__", {}) if name in fields]
+        if own:
+            yield owner, own
+
+
+OLD_NAMES = {
+    "loss": "objective",
+    "distill": "objective",
+    "initial_loss": "initial_objective",
+    "uniform_loss": "uniform_objective",
+    "max_params": "max_parameters",
+}
+"""What options were called before they had the names that they have in Python. Flags and files may still say it."""
+
+LEAST = {
+    "seed": 0,
+    "split_seed": 0,
+    "threads": 1,
+    "checkpoint_seconds": 0,
+    "image_size": 1,
+    "fc_width": 1,
+    "batch_size": 1,
+    "crop": 0,
+    "teacher_width": 1,
+    "teacher_epochs": 0,
+    "width": 1,
+    "initial_epochs": 0,
+    "epochs": 1,
+    "max_parameters": 1,
+    "max_macs": 1,
+    "max_loss_increase": 0,
+    "max_rounds": 0,
+    "sites_per_round": 1,
+    "prune_every": 0,
+    "sweep_memory": 1,
+    "joint_epochs": 0,
+    "finetune_epochs": 0,
+    "path_epochs": 0,
+    "uniform_epochs": 1,
+    "multiple_of": 1,
+    "samples": 1,
+}
+"""The smallest value of each number that has one."""
+
+CODE = ("model", "teacher", "teacher_model")
+"""Options that may name code, which is run only when the command line itself names it."""

@@ -23,10 +23,11 @@ def prune(arguments: list[str]) -> int:
         pruning = settings(options)
         network = load_teacher(TeacherOptions(teacher=options.network), parts.train, device, options.model, "--network")
         assert network is not None
-        teacher = load_teacher(TeacherOptions(teacher=options.teacher), parts.train, device, options.model)
+        own = TeacherOptions(teacher=options.teacher)
+        teacher = load_teacher(own, parts.train, device, options.teacher_model or options.model)
 
         def work(session: Session) -> ExperimentResult:
-            with mistakes():
+            with mistakes(options):
                 result, latency = prune_network(network, pruning, parts, session, teacher)
             if latency:
                 running.show_table([_shown(row) for row in latency], f"One forward of 64 images, {device}")
@@ -37,12 +38,11 @@ def prune(arguments: list[str]) -> int:
 
 def settings(options: PruneOptions) -> Pruning:
     """The pruning of the options."""
-    if options.max_params is None and options.max_macs is None and options.max_loss_increase is None:
-        raise Mistake("say how far to prune: --max-params, --max-macs or --max-loss-increase.")
-    with mistakes():
-        finetune = build.prune_recipe(options) if options.finetune_epochs else None
+    if options.max_parameters is None and options.max_macs is None and options.max_loss_increase is None:
+        raise Mistake("say how far to prune: --max-parameters, --max-macs or --max-loss-increase.")
+    finetune = build.prune_recipe(options) if options.finetune_epochs else None
     return Pruning(
-        options.max_params,
+        options.max_parameters,
         options.max_macs,
         options.max_loss_increase,
         options.criterion,

@@ -15,12 +15,22 @@ from typing import Any, TypeVar
 import torch
 
 from plantops._cli.mistakes import INTERRUPTED, Mistake
-from plantops._cli.options import MachineOptions
-from plantops._cli.parse import RESUME_FLAG, resolve, resolve_again, take
+from plantops._cli.options import MachineOptions, by_topic
+from plantops._cli.parse import (
+    RESUME_FLAG,
+    WITH_RESUME,
+    as_flag,
+    build,
+    defaults_of,
+    resolve,
+    resolve_again,
+    stored_options,
+    take,
+)
 from plantops.train.progress import make_progress, table_lines
 from plantops.train.ranked_session import RankedSession
 from plantops.train.ranks import ranks_of_environment
-from plantops.train.run import Run, read_run
+from plantops.train.run import CONFIG, Run, holds_run, read_run
 from plantops.train.session import Session
 
 Options = TypeVar("Options", bound=MachineOptions)
@@ -35,26 +45,57 @@ def opened(kind: type[Options], command: str, arguments: list[str]) -> Iterator[
     """
     folder, rest = take(arguments, RESUME_FLAG)
     ranks = ranks_of_environment()
-    if folder is None and ranks is not None:
-        # torchrun repeats the command when a process has died; the run that is there already then goes on.
-        out = resolve(kind, command, rest).out
-        if ranks.json(out is not None and Path(out).exists(), 0):
-            folder, rest = out, []
-    if folder is not None and ranks is not None and ranks.rank > 0:
-        yield resolve_again(kind, command, read_run(folder).config, rest), None
-        return
+    repeated: Options | None = None
     if folder is None:
-        yield resolve(kind, command, rest), None
+        options = resolve(kind, command, rest)
+        # torchrun repeats the command when a process has died; the run that is there already then goes on.
+        if ranks is None or not ranks.json(options.out is not None and holds_run(options.out), 0):
+            yield options, None
+            return
+        folder, repeated = options.out, options
+    assert folder is not None
+    if ranks is not None and ranks.rank > 0:
+        yield repeated or resolve_again(kind, command, read_run(folder).config, rest), None
         return
     with Run.open(folder) as run:
         made_by = run.config.get("command")
         if made_by != command:
             raise Mistake(f"{folder} is a run of plantops {made_by}: go on with plantops {made_by} --resume {folder}.")
-        if Session.ended(run):
+        if repeated is not None:
+            _check_same(kind, repeated, run)
+        options = repeated or resolve_again(kind, command, run.config, rest)
+        if Session.ended(run) and not missing(run, options):
             raise Mistake(
                 f"{folder} has ended already: plantops report {folder} shows it; start a new run to go further."
             )
-        yield resolve_again(kind, command, run.config, rest), run
+        yield options, run
+
+
+def _check_same(kind: type[Options], options: Options, run: Run) -> None:
+    """Raises Mistake where a repeated command asks for other numbers than those of the run that is there."""
+    stored = build(kind, stored_options(run.config), "the run's config.json")
+    for field in dataclasses.fields(options):
+        now, then = getattr(options, field.name), getattr(stored, field.name)
+        if now != then and field.name not in (*WITH_RESUME, "out"):
+            raise Mistake(
+                f"{run.path} holds a run with {as_flag(field.name)} {then}, and {now} is asked for: give the run's own "
+                "options to go on with it, or another --out."
+            )
+
+
+def missing(run: Run, options: MachineOptions) -> list[str]:
+    """What a run that has ended lacks of its files: a process may be killed between its last checkpoint and these."""
+    names = [record.get("name") for record in run.metrics() if record["kind"] == "network"]
+    files = [f"networks/{name}/structure.json" for name in names]
+    files += ["report.html"] if options.report else []
+    return [file for file in files if not (run.path / file).exists()]
+
+
+def going_on(session: Session) -> str:
+    """What a run that is taken up says first."""
+    if session.complete:
+        return f"All {session.epochs_done} epochs are done: writing what is missing."
+    return f"Going on after {session.epochs_done} epochs."
 
 
 def create_run(options: MachineOptions, command: str, data: str) -> Run:
@@ -74,7 +115,7 @@ def default_folder(command: str, data: str) -> Path:
 
 @contextmanager
 def session_of(run: Run, options: MachineOptions, device: torch.device) -> Iterator[Session]:
-    """A session that Ctrl-C stops behind a checkpoint; the second Ctrl-C stops at once."""
+    """A session that Ctrl-C stops after a checkpoint; the second Ctrl-C stops at once."""
     progress = make_progress(options.progress)
     more: dict[str, Any] = {
         "checkpoint_seconds": options.checkpoint_seconds,
@@ -115,11 +156,29 @@ def interrupted(command: str, run: Run) -> int:
 
 
 def echo(command: str, options: MachineOptions, run: Run) -> None:
-    """The resolved configuration, which also lies in the run's config.json."""
-    values = {name: value for name, value in dataclasses.asdict(options).items() if name != "out"}
-    text = " ".join(f"{name}={'-' if value in (None, '') else value}" for name, value in values.items())
-    print(f"plantops {command} in {run.path}")
+    """What was asked for besides the defaults; the run's config.json has all."""
+    print(f"plantops {command} in {run.path} (all options: {run.path / CONFIG})")
+    data = getattr(options, "data", None)
+    text = f"{data}, " if data else ""
+    changed = " ".join(_changed(command, options))
+    text += f"its defaults but {changed}" if changed else "its defaults"
     print(textwrap.fill(text, 110, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False), flush=True)
+
+
+def _changed(command: str, options: MachineOptions) -> list[str]:
+    """The options that differ from the defaults of their data set and preset, as flags."""
+    own = dataclasses.asdict(options)
+    known = defaults_of(type(options), command, [], own)
+    flags = []
+    for field in (field for _, fields in by_topic(type(options)) for field in fields):
+        value, flag = own[field.name], as_flag(field.name)
+        if value == known.get(field.name, field.default) or field.name in ("out", "data", "progress"):
+            continue
+        if isinstance(value, bool):
+            flags.append(flag if value else f"--no-{flag[2:]}")
+        else:
+            flags.append(f"{flag} {value}")
+    return flags
 
 
 def show_table(rows: list[dict[str, Any]], title: str) -> None:

@@ -34,8 +34,10 @@ def plant(arguments: list[str]) -> int:
         device = build.choose_device(options)
         parts = build.load_parts(options, options.seed, device)
         experiment = build.experiment(options, parts.train)
-        teacher = None if build.names_teacher(options) else load_teacher(options, parts.train, device, options.model)
-        with mistakes():
+        teacher = None
+        if not build.names_teacher(options):
+            teacher = load_teacher(options, parts.train, device, options.teacher_model or options.model)
+        with mistakes(options):
             check_experiment(experiment, parts)
         return carry_out(
             "plant",
@@ -57,13 +59,15 @@ def _train(options: TrainOptions, run: Run | None) -> int:
     widths = build.widths(options.widths)
     recipe = build.train_recipe(options)
     if options.teacher is not None and not recipe.needs_teacher:
-        raise Mistake("--teacher is given but --loss ce does not use it: use --loss kl, or leave --teacher out.")
+        raise Mistake(
+            "--teacher is given but --objective ce does not use it: use --objective kl, or leave --teacher out."
+        )
     parts = build.load_parts(options, options.seed, device)
     family = build.family(options, parts.train)
-    teacher = load_teacher(options, parts.train, device)
-    with mistakes():
+    teacher = load_teacher(options, parts.train, device, options.teacher_model)
+    with mistakes(options):
         family.build(widths, options.seed, "check")
-        own_teacher = ((options.teacher_width,) * 5, build.teacher_recipe(options, options))
+    own_teacher = ((options.teacher_width,) * 5, build.teacher_recipe(options, options))
     same = len(set(widths)) == 1
     name = f"uniform-{widths[0]}" if same else f"widths-{'-'.join(map(str, widths))}"
 
@@ -93,7 +97,7 @@ def teacher(arguments: list[str]) -> int:
         parts = build.load_parts(options, options.seed, device)
         family = build.family(options, parts.train)
         widths = (options.width,) * 5
-        with mistakes():
+        with mistakes(options, widths="width"):
             family.build(widths, options.seed, "check")
         return carry_out(
             "teacher",
@@ -134,7 +138,7 @@ def load_teacher(
             f"{list(data['shape'])}), this run's data has {train.num_classes} classes, images {list(train.shape)}: "
             "give a network of the same data."
         )
-    built = network.build(model).to(device)
+    built = network.build(model, {"--teacher": "--teacher-model"}.get(flag, "--model")).to(device)
     if os.environ.get("RANK", "0") == "0":
         print(f"{flag}: {network.name} of {options.teacher}, {count_parameters(built):,} parameters", flush=True)
     return built
@@ -162,7 +166,7 @@ def carry_out(command: str, options: Any, device: torch.device, run: Run | None,
             with running.session_of(run, options, device) as session:
                 running.echo(command, options, run)
                 if resumed:
-                    session.progress.note(f"Going on behind {session.epochs_done} epochs.")
+                    session.progress.note(running.going_on(session))
                 result = work(session)
         except (Interrupted, KeyboardInterrupt):
             return running.interrupted(command, run)

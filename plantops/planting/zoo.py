@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import inspect
 from collections.abc import Callable, Sequence
@@ -69,7 +70,8 @@ def _factory(text: str, num_classes: int, shape: Sequence[int]) -> Callable[[], 
         return lambda: build(**options)
     if library == "timm":
         if not module.is_model(name):
-            raise ArgumentError(f"timm has no model {name!r}; timm.list_models() lists them")
+            near = _near(name, module.list_models())
+            raise ArgumentError(f"timm has no model {name!r}; {near}timm.list_models() lists them")
         return lambda: module.create_model(name, pretrained=False, num_classes=num_classes, in_chans=shape[0])
     factory = getattr(module, name, None)
     if factory is None or not callable(factory):
@@ -83,8 +85,17 @@ def _torchvision(models: Any, name: str) -> Callable[..., Any]:
     try:
         return models.get_model_builder(name)
     except ValueError:
-        names = ", ".join(models.list_models(models))
-        raise ArgumentError(f"torchvision has no classification model {name!r}; it has {names}") from None
+        near = _near(name, models.list_models(models))
+        raise ArgumentError(
+            f"torchvision has no classification model {name!r}; {near}"
+            "torchvision.models.list_models(torchvision.models) lists them"
+        ) from None
+
+
+def _near(name: str, names: Sequence[str]) -> str:
+    """The names that look most like ``name``, as a part of a sentence."""
+    found = difflib.get_close_matches(name, names, 3, cutoff=0.4)
+    return f"did you mean {' or '.join(found)}? " if found else ""
 
 
 @dataclass(frozen=True)

@@ -266,6 +266,11 @@ def _take_lock(path: Path) -> int:
     return descriptor
 
 
+def holds_run(path: str | os.PathLike[str]) -> bool:
+    """Whether a run began in the folder ``path``; one that was killed before its configuration was whole did not."""
+    return os.path.lexists(Path(path).expanduser() / CONFIG)
+
+
 def unbegun(path: str | os.PathLike[str]) -> bool:
     """Whether ``path`` is an empty folder, or holds only what a process leaves that was killed before its run began."""
     path = Path(path).expanduser()

@@ -216,6 +216,8 @@ class Session:
 
     def finish(self) -> None:
         """The program has come to its end; a last checkpoint says so."""
+        if self.complete:
+            return
         self._finished["complete"] = Finished({})
         self.checkpoint()
 

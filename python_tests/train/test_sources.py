@@ -215,7 +215,7 @@ def test_folder_mistakes(pictures, tmp_path):
 def test_no_extra_is_imported_before_it_is_needed():
     code = (
         "import sys, plantops.train; "
-        "names = ('sklearn', 'PIL', 'torchvision', 'rich', 'matplotlib', 'tensorboard', 'tyro'); "
+        "names = ('sklearn', 'PIL', 'torchvision', 'rich', 'matplotlib', 'tensorboard'); "
         "found = [name for name in names if name in sys.modules]; "
         "assert not found, found"
     )
