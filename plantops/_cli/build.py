@@ -197,6 +197,8 @@ def planter_config(options: PlantOptions, device: torch.device) -> PlanterConfig
         "prune_every",
         "sweep",
         "sweep_memory",
+        "teacher_views",
+        "teacher_cache_memory",
     )
     joint = ("sites_per_round", "joint_epochs", "joint_lr", "finetune_epochs", "finetune_lr")
     fields = {name: getattr(options, name) for name in (*same, *more, *joint)}
@@ -212,13 +214,15 @@ def planter_config(options: PlantOptions, device: torch.device) -> PlanterConfig
 
 def recipe(optimizer: OptimizerOptions, machine: MachineOptions, **fields: Any) -> Recipe:
     """A training with the options that all trainings of a run share."""
+    taught = fields.get("objective", "ce") != "ce"
+    views = optimizer.teacher_views if taught and isinstance(optimizer, TeacherOptions) else None
     return Recipe(
         optimizer=optimizer.optimizer,
         momentum=optimizer.momentum,
         weight_decay=optimizer.weight_decay,
         schedule=optimizer.schedule,
         batch_size=optimizer.batch_size,
-        augment=Augment(optimizer.crop, optimizer.flip),
+        augment=Augment(optimizer.crop, optimizer.flip, views),
         precision=machine.precision,
         channels_last=machine.channels_last,
         **fields,

@@ -124,6 +124,16 @@ class TeacherOptions:
     """Epochs of the teacher; 0 (with --model): it teaches as its factory makes it."""
     teacher_lr: float = 0.1
     """Learning rate of the teacher."""
+    teacher_views: int | None = None
+    """See each image in at most so many of its crops and flips (the seed draws them) where the teacher's logits are
+    learnt from; default: in all."""
+    teacher_cache: str | None = None
+    """Folder for the teacher's logits, for all runs under this teacher; default: beside the network of --teacher, or in
+    this run's folder."""
+    teacher_cache_memory: int = 2 << 30
+    """Bytes that its logits for all crops and flips may take; where that is too little it runs on every batch."""
+    teacher_ahead: bool = False
+    """Compute its logits for all crops and flips before anything trains, instead of when they are first needed."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,6 +24,7 @@ from plantops.train.ranked_session import RankedSession
 from plantops.train.ranks import ranks_of_environment
 from plantops.train.run import Run
 from plantops.train.session import Interrupted, Session
+from plantops.train.teacher_logits import TeacherCache
 
 Work = Callable[[Session], ExperimentResult]
 
@@ -44,7 +45,7 @@ def plant(arguments: list[str]) -> int:
             options,
             device,
             run,
-            lambda session: run_experiment(experiment, parts, session, teacher, logits_folder(options, teacher)),
+            lambda session: run_experiment(experiment, parts, session, teacher, teacher_cache(options, teacher)),
         )
 
 
@@ -83,7 +84,7 @@ def _train(options: TrainOptions, run: Run | None) -> int:
             seed=options.seed,
             teacher=teacher,
             teacher_network=own_teacher,
-            logits_folder=logits_folder(options, teacher),
+            cache=teacher_cache(options, teacher),
         )
 
     return carry_out("train", options, device, run, work)
@@ -144,14 +145,15 @@ def load_teacher(
     return built
 
 
-def logits_folder(options: TeacherOptions, teacher: nn.Module | None) -> Path | None:
-    """Where the logits of a teacher that an earlier run trained are kept: beside that run, for the next one.
+def teacher_cache(options: TeacherOptions, teacher: nn.Module | None) -> TeacherCache:
+    """Where the teacher's logits are kept: beside the run that trained it, for the next one too, where that is.
 
-    None for a network of the user's own factory: what its code computes can change unseen.
+    Not for a network of the user's own factory: what its code computes can change unseen.
     """
-    if teacher is None or options.teacher is None or find_teacher(Path(options.teacher)).made_by is not None:
-        return None
-    return Path(options.teacher) / "logits"
+    folder = None if options.teacher_cache is None else Path(options.teacher_cache)
+    if folder is None and teacher is not None and options.teacher is not None and os.access(options.teacher, os.W_OK):
+        folder = Path(options.teacher) / "logits" if find_teacher(Path(options.teacher)).made_by is None else None
+    return TeacherCache(folder, options.teacher_cache_memory, options.teacher_ahead)
 
 
 def carry_out(command: str, options: Any, device: torch.device, run: Run | None, work: Work) -> int:

@@ -10,6 +10,7 @@ from plantops.errors import ArgumentError, ArgumentTypeError
 from plantops.planting.gradmax import GradMax
 from plantops.train.batches import Augment
 from plantops.train.recipe import Recipe, check_choice, check_flag, check_minimum, check_rate, check_type
+from plantops.train.teacher_views import MEMORY
 
 SELECTIONS = ("loss", "loss_per_parameter")
 SWEEPS = ("shared", "loop")
@@ -52,6 +53,10 @@ class PlanterConfig:
             the whole training part where they are a function of the image (no random crops); what does not fit lies
             in the run folder or is computed anew, and candidates that do not fit together are trained in groups. Where
             one does not fit alone, that round is trained as by ``loop``.
+        teacher_views: an image is seen in at most so many of its crops and flips, which the seed draws, so that the
+            teacher's logits for all of them can be kept; None: in all.
+        teacher_cache_memory: the most bytes that the teacher's logits for all views of the training part may take;
+            where it is too little, the teacher runs on every batch with random crops.
         seed: of order, augmentation and initialisation.
 
     Raises:
@@ -88,6 +93,8 @@ class PlanterConfig:
     path_epochs: int | None = None
     sweep: str = "shared"
     sweep_memory: int = 4 << 30
+    teacher_views: int | None = None
+    teacher_cache_memory: int = MEMORY
     seed: int = 0
     sites: tuple[str, ...] = ()
 
@@ -107,6 +114,7 @@ class PlanterConfig:
         check_choice("sweep", self.sweep, SWEEPS)
         check_minimum("prune_every", self.prune_every, 0)
         check_minimum("sweep_memory", self.sweep_memory, 1)
+        check_minimum("teacher_cache_memory", self.teacher_cache_memory, 0)
         check_minimum("sites_per_round", self.sites_per_round, 1)
         for name in ("joint", "finetune"):
             check_minimum(f"{name}_epochs", getattr(self, f"{name}_epochs"), 0)
@@ -132,7 +140,7 @@ class PlanterConfig:
             weight_decay=self.weight_decay,
             schedule=self.schedule,
             batch_size=self.batch_size,
-            augment=Augment(self.crop, self.flip),
+            augment=Augment(self.crop, self.flip, self.teacher_views if self.objective != "ce" else None),
             precision=self.precision,
             channels_last=self.channels_last,
         )

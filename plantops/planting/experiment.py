@@ -31,7 +31,7 @@ from plantops.train.loop import Score, Trainer, evaluate, load_tensors
 from plantops.train.recipe import Recipe
 from plantops.train.seeds import generator
 from plantops.train.session import Session, finite
-from plantops.train.teacher_logits import TeacherLogits
+from plantops.train.teacher_logits import TeacherCache, TeacherLogits
 
 
 @dataclass(frozen=True)
@@ -242,11 +242,11 @@ def run_experiment(
     parts: DataParts,
     session: Session,
     teacher: nn.Module | None = None,
-    logits_folder: Path | None = None,
+    cache: TeacherCache | None = None,
 ) -> ExperimentResult:
     """Teacher (unless given), initial network, search, uniform networks, scores; continues where the session stopped.
 
-    ``logits_folder``: of a given teacher, where its logits lie between runs, see ``TeacherLogits``.
+    ``cache``: where the teacher's logits are kept; default: with views in the run's folder.
 
     Returns:
         the networks ``teacher``, ``initial``, ``planted``, (``finetuned``,) ``uniform-W`` with their records.
@@ -254,7 +254,9 @@ def run_experiment(
     family, seed, config = experiment.family, experiment.seed, experiment.planter
     session.progress.start(most_epochs(experiment, teacher is None), session.epochs_done)
     stage = Stage(session, parts, seed)
+    cache, taught = cache or TeacherCache(), config.recipe()
     if teacher is None:
+        cache.check(parts.train, taught.augment, _folder(session))
         teacher = stage.train(
             family.build(experiment.teacher_widths, seed, "teacher"),
             experiment.teacher,
@@ -265,7 +267,9 @@ def run_experiment(
     else:
         stage.entries.append(Entry("teacher", "teacher", teacher.to(parts.train.device), None, None, 0.0))
     channels_last = (experiment.initial or experiment.comparison.recipe).channels_last
-    logits = TeacherLogits(teacher, channels_last=channels_last, folder=logits_folder)
+    logits = cache.logits(teacher, channels_last, _folder(session))
+    if taught.needs_teacher:
+        cache.open(logits, parts.train, taught.augment, seed, session.progress.note)
     initial = stage.train(
         family.build(experiment.initial_widths, seed, "initial"),
         experiment.initial,
@@ -323,30 +327,37 @@ def train_network(
     seed: int = 0,
     teacher: nn.Module | None = None,
     teacher_network: tuple[Sequence[int], Recipe] | None = None,
-    logits_folder: Path | None = None,
+    cache: TeacherCache | None = None,
 ) -> ExperimentResult:
     """Train one network of its own: a teacher, or a uniform (or any other) network of the tables.
 
     Args:
         role: ``teacher`` or ``uniform``.
         teacher: for a recipe that needs one; without it ``teacher_network`` (widths and recipe) is trained first.
-        logits_folder: of a given teacher, where its logits lie between runs, see ``TeacherLogits``.
+        cache: where the teacher's logits are kept; default: with views in the run's folder.
     """
     epochs = recipe.epochs + (teacher_network[1].epochs if teacher_network is not None and teacher is None else 0)
     session.progress.start(epochs, session.epochs_done)
     stage = Stage(session, parts, seed)
     logits = None
     if recipe.needs_teacher:
+        cache = cache or TeacherCache()
         if teacher is None:
+            cache.check(parts.train, recipe.augment, _folder(session))
             if teacher_network is None:
                 raise ArgumentError(f"teacher must be given for objective {recipe.objective!r}, got None")
             model = family.build(teacher_network[0], seed, "teacher")
             teacher = stage.train(model, teacher_network[1], phase="teacher", name="teacher")
-        logits = TeacherLogits(teacher.to(parts.train.device), channels_last=recipe.channels_last, folder=logits_folder)
+        logits = cache.logits(teacher.to(parts.train.device), recipe.channels_last, _folder(session))
+        cache.open(logits, parts.train, recipe.augment, seed, session.progress.note)
     stage.train(family.build(widths, seed, name), recipe, phase=role, name=name, teacher=logits)
     records = stage.finish(recipe.precision, recipe.channels_last)
     session.finish()
     return ExperimentResult({entry.name: entry.model for entry in stage.entries}, records, None)
+
+
+def _folder(session: Session) -> Path | None:
+    return None if session.run is None else session.run.path
 
 
 def epochs_of(recipe: Recipe | None) -> int:

@@ -19,7 +19,7 @@ from plantops.pruning.samples import draw_samples
 from plantops.train.data import DataParts
 from plantops.train.recipe import Recipe
 from plantops.train.session import Session
-from plantops.train.teacher_logits import TeacherLogits
+from plantops.train.teacher_logits import TeacherCache
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,8 @@ def prune_network(
     stage.entries.append(Entry("initial", "initial", model, None, None, 0.0))
     stage.entries.append(Entry("pruned", "pruned", pruned, None, 0, 0.0))
     if finetune is not None:
-        logits = TeacherLogits(model if teacher is None else teacher, channels_last=finetune.channels_last)
+        run = None if session.run is None else session.run.path
+        logits = TeacherCache().logits(model if teacher is None else teacher, finetune.channels_last, run)
         stage.train(copy.deepcopy(pruned), finetune, phase="finetuned", name="finetuned", teacher=logits, trained=True)
     precision, channels_last = (finetune.precision, finetune.channels_last) if finetune else ("float32", False)
     records = stage.finish(precision, channels_last)

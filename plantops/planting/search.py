@@ -36,7 +36,7 @@ from plantops.train.progress import Progress
 from plantops.train.recipe import check_type
 from plantops.train.run import Run
 from plantops.train.session import Session, finite
-from plantops.train.teacher_logits import Teacher, TeacherLogits
+from plantops.train.teacher_logits import Teacher, TeacherCache, TeacherLogits
 
 _SWEEPS = {"shared": sweep_shared, "loop": sweep_loop}
 
@@ -171,7 +171,9 @@ class Planter:
         check_networks(model, teacher)
         train, val, self.test = image_parts(model, train_data, val_data, test_data, normalise)
         if not isinstance(teacher, TeacherLogits):
-            teacher = TeacherLogits(teacher, channels_last=config.channels_last)
+            cache = TeacherCache(memory=config.teacher_cache_memory)
+            own = run if session is None else session.run
+            teacher = cache.logits(teacher, config.channels_last, None if own is None else own.path)
         first_logits("teacher", teacher.logits, train, train.num_classes)
         if isinstance(example_inputs, torch.Tensor):
             example_inputs = (example_inputs,)

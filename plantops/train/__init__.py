@@ -7,6 +7,7 @@ from plantops.train.datasets import from_dataset
 from plantops.train.progress import NullProgress, PlainProgress, Progress, RichProgress, make_progress
 from plantops.train.run import Run, RunError, RunRecord, read_run
 from plantops.train.seeds import derive, generator
+from plantops.train.teacher_views import TeacherViews
 
 __all__ = [
     "Augment",
@@ -25,6 +26,7 @@ __all__ = [
     "Run",
     "RunError",
     "RunRecord",
+    "TeacherViews",
     "derive",
     "epoch_batches",
     "eval_batches",

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -23,52 +24,84 @@ from plantops.train.seeds import generator
 class Augment:
     """Random crop and horizontal flip.
 
+    A view is what can become of an image: one window of its frame, mirrored or not. There are ``count`` of them,
+    numbered from 0: window times (2 with flips, else 1), plus 1 where it is mirrored.
+
     Attributes:
         crop: the image is framed by this many pixels of the mean colour (zero after normalisation) on each side, and a
             window of the image's own size is cut at a uniformly random place of the frame. 0: no crop.
         flip: mirror left to right with probability one half.
+        views: an image is seen in at most so many views: its windows are drawn once, from the seed alone, and the crops
+            of every epoch are drawn among these; with flips each window counts twice. Default: all windows of the
+            frame, ``(2 crop + 1)^2``. Without crops it does nothing.
+
+    Raises:
+        ValueError: a crop below 0, views below 1, or an odd number of views with flips.
     """
 
     crop: int = 0
     flip: bool = False
+    views: int | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.crop, int) or isinstance(self.crop, bool) or self.crop < 0:
             raise ArgumentError(f"crop must be 0 or more whole pixels, got {self.crop!r}")
         if not isinstance(self.flip, bool):
             raise ArgumentError(f"flip must be True or False, got {self.flip!r}")
+        if self.views is not None:
+            expected = "an even whole number of at least 2, with flips" if self.flip else "a whole number of at least 1"
+            whole = isinstance(self.views, int) and not isinstance(self.views, bool)
+            if not whole or self.views < 1 or self.views % (1 + self.flip):
+                raise ArgumentError(f"views must be {expected}, got {self.views!r}")
 
     def __bool__(self) -> bool:
         return self.crop > 0 or self.flip
 
     @property
     def variants(self) -> int | None:
-        """How many versions of an image there are: 1, 2 with flips alone, None (too many to keep) with crops."""
+        """How many versions of an image there are: 1, 2 with flips alone, None (many) with crops."""
         return None if self.crop else 1 + self.flip
+
+    @property
+    def windows(self) -> int:
+        """How many windows of an image there are."""
+        every = (2 * self.crop + 1) ** 2
+        return every if self.views is None else min(every, self.views // (1 + self.flip))
+
+    @property
+    def drawn(self) -> bool:
+        """Whether an image is seen in some of its windows only, which the seed has drawn."""
+        return self.windows < (2 * self.crop + 1) ** 2
+
+    @property
+    def count(self) -> int:
+        """How many views of an image there are."""
+        return self.windows * (1 + self.flip)
 
 
 class Batch(NamedTuple):
     """``index`` int64 [B]: positions in the part; ``images`` float32 [B, C, H, W], normalised; ``labels`` int64 [B].
 
-    ``mirrored`` bool [B]: which images are mirrored; None where none is, or where crops make every image its own.
+    ``view`` int64 [B]: the number of each image's view, see ``Augment``; None where the images are as they are.
     """
 
     index: Tensor  # type: ignore[assignment]  # hides tuple.index, which nobody needs here
     images: Tensor
     labels: Tensor
-    mirrored: Tensor | None = None
+    view: Tensor | None = None
 
     def rows(self, samples: int) -> Tensor:
-        """int64 [B]: each image's row in a table of all versions of ``samples`` images: as they are, then mirrored."""
-        return self.index if self.mirrored is None else self.index + samples * self.mirrored
+        """int64 [B]: each image's row in a table of all views of ``samples`` images, view by view."""
+        return self.index if self.view is None else self.index + samples * self.view
 
 
 class Draws(NamedTuple):
-    """One epoch's random numbers, one entry per sample of the part."""
+    """Random numbers, one entry per image; of an epoch for every sample of the part."""
 
     top: Tensor  # int64: the window's first row, relative to the image's
     left: Tensor
     mirror: Tensor  # bool
+    view: Tensor  # int64: the number that these three make
 
 
 def batch_sizes(samples: int, batch_size: int) -> list[int]:
@@ -121,7 +154,7 @@ def epoch_batches(
     draws = epoch_draws(samples, augment, seed=seed, keys=keys)
     if draws is not None:
         draws = Draws(*(draw.to(data.device) for draw in draws))
-    return (make_batch(data, index, draws, augment, channels_last) for index in order.split(sizes))
+    return (make_batch(data, index, draws, channels_last) for index in order.split(sizes))
 
 
 def eval_batches(
@@ -138,31 +171,57 @@ def version_batches(data: ImageData, batch_size: int, variants: int, channels_la
         yield from eval_batches(data, batch_size, channels_last, mirrored=bool(mirrored))
 
 
-def make_batch(
-    data: ImageData, index: Tensor, draws: Draws | None, augment: Augment | None = None, channels_last: bool = False
-) -> Batch:
+def make_batch(data: ImageData, index: Tensor, draws: Draws | None, channels_last: bool = False) -> Batch:
     """The images at ``index`` (int64 [B]) of ``data`` as ``draws`` has them; ``draws``: None without augmentation."""
-    images = data.images[index]
-    images = data.normalise(images) if draws is None else _cut(data, images, Draws(*(draw[index] for draw in draws)))
+    if draws is None:
+        images, view = data.normalise(data.images[index]), None
+    else:
+        own = Draws(*(draw[index] for draw in draws))
+        images, view = _cut(data, data.images[index], own), own.view
     if channels_last:
         images = images.contiguous(memory_format=torch.channels_last)
-    flips_alone = augment is not None and augment.variants == 2
-    mirrored = draws.mirror[index] if draws is not None and flips_alone else None
-    return Batch(index, images, data.labels[index], mirrored)
+    return Batch(index, images, data.labels[index], view)
+
+
+def view_batch(data: ImageData, index: Tensor, view: Tensor, augment: Augment, *, seed: int) -> Batch:
+    """The images at ``index`` (int64 [B]) of ``data``, each in the view of that number (int64 [B])."""
+    window, mirror = view // (1 + augment.flip), view % (1 + augment.flip)
+    if augment.drawn:
+        window = _windows(len(data), augment, seed).to(index.device)[window, index].long()
+    top, left = _place(window, augment)
+    return Batch(index, _cut(data, data.images[index], Draws(top, left, mirror.bool(), view)), data.labels[index], view)
 
 
 def epoch_draws(samples: int, augment: Augment | None, *, seed: int, keys: tuple[int | str, ...] = ()) -> Draws | None:
     """What the augmentation of one epoch draws, on the CPU; None where there is none."""
     if not augment:
         return None
-    top = left = torch.zeros(samples, dtype=torch.int64)
+    top = left = window = torch.zeros(samples, dtype=torch.int64)
     mirror = torch.zeros(samples, dtype=torch.bool)
-    if augment.crop:
+    if augment.drawn:
+        window = torch.randint(0, augment.windows, (samples,), generator=generator(seed, *keys, "crop"))
+        top, left = _place(_windows(samples, augment, seed)[window, torch.arange(samples)].long(), augment)
+    elif augment.crop:
         crops = generator(seed, *keys, "crop")
         top, left = torch.randint(-augment.crop, augment.crop + 1, (2, samples), generator=crops)
+        window = (top + augment.crop) * (2 * augment.crop + 1) + left + augment.crop
     if augment.flip:
         mirror = torch.randint(0, 2, (samples,), generator=generator(seed, *keys, "flip")).bool()
-    return Draws(top, left, mirror)
+    return Draws(top, left, mirror, window * (1 + augment.flip) + mirror)
+
+
+def _place(window: Tensor, augment: Augment) -> tuple[Tensor, Tensor]:
+    """(top, left) of windows of the frame."""
+    side = 2 * augment.crop + 1
+    return window // side - augment.crop, window % side - augment.crop
+
+
+@lru_cache(maxsize=1)
+def _windows(samples: int, augment: Augment, seed: int) -> Tensor:
+    """int32 ``[windows, samples]``: the windows that each image is seen in, a function of the seed alone."""
+    every = (2 * augment.crop + 1) ** 2
+    shape = (augment.windows, samples)
+    return torch.randint(0, every, shape, dtype=torch.int32, generator=generator(seed, "windows"))
 
 
 def _cut(data: ImageData, images: Tensor, draws: Draws) -> Tensor:

@@ -35,7 +35,6 @@ class StaticFeed:
 
     Attributes:
         sizes: how many samples each batch of an epoch has.
-        known: the teacher's logits of this epoch need not be computed. Steps of the two kinds differ.
     """
 
     def __init__(self, feed: Feed) -> None:
@@ -53,8 +52,6 @@ class StaticFeed:
         self._rates = torch.zeros(len(self.sizes), dtype=kind, device=device)
         self._rate = torch.zeros((), dtype=kind, device=device)
         self._logits = None if self._teacher is None else self._logits_buffer()
-        self._lookup = self._recipe.augment.variants is not None
-        self.known = self._teacher is None or self._lookup
 
     @property
     def counters(self) -> list[Tensor]:
@@ -72,39 +69,25 @@ class StaticFeed:
         self._rates.copy_(torch.tensor(self._feed.rates(epoch), dtype=torch.float64))
         for counter in self.counters:
             counter.zero_()
-        if self._teacher is not None and self._logits is not None and not self._lookup:
-            kept = self._teacher.epoch_rows(self._data, self._recipe.batch_size, augment=self._recipe.augment, **names)
-            self.known = kept is not None
-            if kept is not None:
-                self._logits.copy_(kept)
+        if self._teacher is not None and self._logits is not None and self._recipe.augment.variants is None:
+            how = {**names, "augment": self._recipe.augment}
+            self._logits.copy_(self._teacher.epoch(self._data, self._recipe.batch_size, **how))
 
     def step(self, size: int) -> tuple[Batch, Tensor | None, Tensor]:
         """(batch, teacher's logits or None, learning rate) of the next step, which has ``size`` samples."""
         positions = self._positions.take(size)
         index = self._order.index_select(0, positions)
-        batch = make_batch(self._data, index, self._draws, self._recipe.augment, self._recipe.channels_last)
+        batch = make_batch(self._data, index, self._draws, self._recipe.channels_last)
         self._rate.copy_(self._rates.index_select(0, self._place).squeeze(0))
         self._place += 1
-        return batch, self._teacher_logits(batch, positions), self._rate
+        return batch, self._teacher_logits(batch), self._rate
 
-    def end(self, epoch: int) -> None:
-        """Keep what the teacher said in this epoch for whoever asks next."""
-        if self._teacher is not None and self._logits is not None and not self.known:
-            names = self._names(epoch)
-            rows = self._logits.clone()
-            how = {**names, "augment": self._recipe.augment}
-            self._teacher.keep_epoch(rows, self._data, self._recipe.batch_size, **how)
-
-    def _teacher_logits(self, batch: Batch, positions: Tensor) -> Tensor | None:
-        if self._teacher is None or self._logits is None:
+    def _teacher_logits(self, batch: Batch) -> Tensor | None:
+        if self._logits is None:
             return None
-        if self._lookup:
-            return self._logits.index_select(0, batch.rows(len(self._data)))
-        if self.known:
-            return self._logits.index_select(0, positions)
-        logits = self._teacher.logits(batch.images)
-        self._logits.index_copy_(0, positions, logits)
-        return logits
+        # Of an epoch of crops every image has one row, else every view of it.
+        crops = self._recipe.augment.variants is None
+        return self._logits.index_select(0, batch.index if crops else batch.rows(len(self._data)))
 
     def _logits_buffer(self) -> Tensor:
         assert self._teacher is not None
@@ -136,4 +119,4 @@ class StaticPart:
 
     def step(self, size: int) -> Batch:
         """The next batch, of ``size`` samples."""
-        return make_batch(self._data, self._positions.take(size), None, None, self._channels_last)
+        return make_batch(self._data, self._positions.take(size), None, self._channels_last)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 import plantops
 from plantops._extension import STATUS
 from plantops.models import PlantingNet
-from plantops.train import loop, teacher_logits
+from plantops.train import loop, teachers
 from plantops.train.data import ImageData
 from plantops.train.fused import fused, is_fused
 from plantops.train.loop import Trainer, evaluate
@@ -143,7 +143,7 @@ def test_training_scoring_and_teaching_are_those_of_the_modules(
         return [p.detach() for p in model.parameters()], results[-1].train_loss, score.loss
 
     weights, train_loss, loss = train()
-    for module in (loop, teacher_logits):
+    for module in (loop, teachers):
         monkeypatch.setattr(module, "fused", lambda model, precision="float32": model)
     plain_weights, plain_train_loss, plain_loss = train()
     assert train_loss == pytest.approx(plain_train_loss, rel=1e-5)

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from plantops.planting.sweep.graphs import Captured, Graphs
@@ -16,23 +15,21 @@ from plantops.train.data import ImageData
 from plantops.train.loop import EVAL_BATCH, Feed
 from plantops.train.recipe import Recipe
 from plantops.train.static_feed import StaticFeed, StaticPart
-from plantops.train.teacher_logits import TeacherLogits
 
 
-def run_reason(recipe: Recipe, teacher: TeacherLogits) -> str | None:
+def run_reason(recipe: Recipe) -> str | None:
     """Why steps of ``recipe`` are run and not captured; None where they can be captured."""
     if recipe.precision == "fp16":
         return "loss scaling looks at each step's gradients before it decides"
     if recipe.objective == "adversarial":
         return "a discriminator is trained between the steps"
-    if recipe.needs_teacher and recipe.augment.variants is None and not isinstance(teacher.teacher, torch.nn.Module):
-        return "the teacher is asked in each step and is no module"
     return None
 
 
 class ReplayedTrainer(SweepTrainer):
     """A step of all candidates is one graph, captured when a batch of its size first comes: data, augmentation, trunk
-    and teacher (or their kept values), every candidate's forward and backward on a branch of its own, the optimizer.
+    (or its kept values), every candidate's forward and backward on a branch of its own, the optimizer. The teacher is
+    asked before an epoch begins, for what is not kept.
 
     The numbers are those of ``SweepTrainer``, whose step it is. Sums of losses and right answers stay on the device
     until an epoch ends.
@@ -78,11 +75,10 @@ class ReplayedTrainer(SweepTrainer):
         static, feed = self._static, self._feed
         static.begin(epoch)
         for place, size in enumerate(static.sizes):
-            self._captured.run(("train", size, static.known), partial(self._static_step, size))
+            self._captured.run(("train", size), partial(self._static_step, size))
             if feed.batch_done is not None:
                 feed.batch_done(place + 1, feed.steps)
             yield
-        static.end(epoch)
 
     def _run_in_turn(self, reason: str) -> None:
         self._branches = in_turn

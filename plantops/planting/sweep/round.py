@@ -59,10 +59,11 @@ class _Plan:
 def sweep_shared(around: Surroundings, student: Student, round: int, growths: list[Growth]) -> list[Candidate]:
     """All candidates of a round in one pass over the data for each epoch.
 
-    Each batch goes through the trunk once, without gradient, and through the teacher once (or not at all, where its
-    logits are kept). A candidate computes its own slices and what lies behind them. Where a network's forward cannot
-    be followed step by step, or ``sweep_memory`` is too small for one of the candidates alone, all are trained one
-    after the other; the teacher's logits are shared there, too. The run's record "sweep" says which, and why.
+    Each batch goes through the trunk once, without gradient; the teacher's logits are looked up, where they are kept,
+    else it goes through the teacher once. A candidate computes its own slices and what lies behind them. Where a
+    network's forward cannot be followed step by step, or ``sweep_memory`` is too small for one of the candidates alone,
+    all are trained one after the other; the teacher's logits are shared there, too. The run's record "sweep" says
+    which, and why.
     """
     session = around.session
     found = _plans_or_reason(around, student, round, growths)
@@ -227,7 +228,7 @@ def _run_reason(around: Surroundings) -> str | None:
     """Why steps are run one by one; None where they are captured."""
     if around.train.device.type != "cuda":
         return "they are not on a GPU"
-    return run_reason(around.config.recipe(), around.teacher)
+    return run_reason(around.config.recipe())
 
 
 def _steps_record(reason: str | None) -> dict[str, Any]:
