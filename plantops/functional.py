@@ -1,4 +1,11 @@
-"""The ops as functions, with the names and the argument order of `torch.nn.functional`."""
+"""The ops as functions, with the names and the argument order of `torch.nn.functional`.
+
+Forward-mode derivatives (`torch.func.jvp`, `torch.autograd.forward_ad`) and the transforms of `torch.func` (`grad`,
+`vmap`, `jacrev`, `hessian`, ...) go through all of them, nested in any order: there "auto", "aten" and "reference" are
+the op's formula in torch's own functions, and "native" and "triton" raise NotImplementedError. In plain autograd a
+second derivative raises NotImplementedError naming the op. A number such as a temperature may change between compiled
+calls: torch.compile compiles once more, not once a value.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from plantops.ops import _autocast, _checks, _eager
+from plantops.ops import _autocast, _checks, _eager, _numbers, _transforms
 from plantops.ops import distillation_loss as _distillation
 from plantops.ops import group_sparsity as _sparsity
 from plantops.ops import kl_div_logits as _kl
@@ -38,7 +45,7 @@ def kl_div_logits(
 
     Returns:
         The loss in float32 (float64 for a float64 student); computed in that dtype. The gradient has the student's
-        dtype. Double backward raises RuntimeError.
+        dtype. Double backward raises NotImplementedError.
 
     Raises:
         ValueError: shapes, devices, class count, temperature, reduction, impl, or a teacher that requires grad.
@@ -52,9 +59,13 @@ def kl_div_logits(
     _checks.check_logits(student, teacher, temperature)
     _checks.check_choice("reduction", reduction, _kl.REDUCTIONS)
     check_impl(impl)
+    if _transforms.involved(student, teacher):
+        _transforms.check_impl("kl_div_logits", impl)
+        return _kl.reference.forward(student, teacher, temperature, reduction)[0]
+    factors = _numbers.settled(temperature)
     if torch.is_grad_enabled() and student.requires_grad:
-        return _kl.KLDivLogits.apply(student, teacher, temperature, reduction, impl)
-    return _kl.forward_op(student, teacher, temperature, reduction, impl)[0]
+        return _kl.KLDivLogits.apply(student, teacher, *factors, reduction, impl)
+    return _kl.forward_op(student, teacher, *factors, reduction, impl)[0]
 
 
 def kl_div_logits_value_and_grad(
@@ -76,7 +87,10 @@ def kl_div_logits_value_and_grad(
         _checks.check_logits(student, teacher, temperature)
         _checks.check_choice("reduction", reduction, _kl.REDUCTIONS)
         check_impl(impl)
-        return _kl.value_and_grad_op(student, teacher, temperature, reduction, impl)
+        if _transforms.involved(student, teacher):
+            _transforms.check_impl("kl_div_logits_value_and_grad", impl)
+            return _kl.reference.value_and_grad(student, teacher, temperature, reduction)
+        return _kl.value_and_grad_op(student, teacher, *_numbers.settled(temperature), reduction, impl)
 
 
 def distillation_loss(
@@ -109,7 +123,7 @@ def distillation_loss(
 
     Returns:
         The loss in float32 (float64 for a float64 student); computed in that dtype. The gradient has the student's
-        dtype. Double backward raises RuntimeError.
+        dtype. Double backward raises NotImplementedError.
 
     Raises:
         ValueError: shapes, devices, class count, a target out of range, alpha, temperature, label_smoothing,
@@ -128,7 +142,12 @@ def distillation_loss(
     _checks.check_unit("label_smoothing", label_smoothing)
     _checks.check_choice("reduction", reduction, _distillation.REDUCTIONS)
     check_impl(impl)
-    config = (float(alpha), float(temperature), float(label_smoothing), reduction, impl)
+    if _transforms.involved(student, teacher):
+        _transforms.check_impl("distillation_loss", impl)
+        return _distillation.reference.forward(
+            student, teacher, target, alpha, temperature, label_smoothing, reduction
+        )[0]
+    config = (*_numbers.settled(alpha, temperature, label_smoothing), reduction, impl)
     if torch.is_grad_enabled() and student.requires_grad:
         return _distillation.DistillationLoss.apply(student, teacher, target, *config)
     return _distillation.forward_op(student, teacher, target, *config)[0]
@@ -185,7 +204,7 @@ def planted_conv2d(
 
     Returns:
         ``[N, F_out + P_out, H' // m, W' // m]``, in channels_last when the input is; rounded once to its dtype.
-        Under autocast everything is cast as `F.conv2d` does. Double backward raises RuntimeError.
+        Under autocast everything is cast as `F.conv2d` does. Double backward raises NotImplementedError.
 
     Raises:
         ValueError: a shape, a device, a range, or a weight or bias that requires a gradient.
@@ -200,6 +219,7 @@ def planted_conv2d(
     )  # fmt: skip
     if output is not None:
         return output
+    _checks.check_float_tensor("input", input)
     device = input.device.type
     if _autocast.active(device):
         cast, frozen = _autocast.cast, _autocast.cast_frozen
@@ -210,7 +230,7 @@ def planted_conv2d(
                 addend=cast(addend, device), activation=activation, max_pool=max_pool, input_grad=input_grad, impl=impl,
             )  # fmt: skip
     _checks.check_alike(
-        input=input, weight=weight, weight_out=weight_out, weight_in=weight_in, bias=bias, bias_out=bias_out,
+        {"input": input, "weight": weight}, weight_out=weight_out, weight_in=weight_in, bias=bias, bias_out=bias_out,
         addend=addend,
     )  # fmt: skip
     _checks.check_frozen("weight", weight)
@@ -224,6 +244,12 @@ def planted_conv2d(
     input, padding = _conv.resolve_padding(input, padding, weight.shape[2:], stride, dilation)
     _conv.check_result(input, weight, weight_out, stride, padding, dilation, addend, max_pool)
     geometry = (stride, padding, dilation, groups)
+    if _transforms.involved(input, weight, weight_out, weight_in, bias, bias_out, addend):
+        _transforms.check_impl("planted_conv2d", impl)
+        return _conv.composed(
+            input, weight, weight_out, weight_in, bias, bias_out, *geometry, start, addend, activation, max_pool,
+            input_grad,
+        )  # fmt: skip
     if torch.is_grad_enabled():
         wants_input = input.requires_grad and input_grad != "none"
         needs = (wants_input, *(t is not None and t.requires_grad for t in (weight_out, weight_in, bias_out, addend)))
@@ -280,7 +306,7 @@ def planted_linear(
 
     Returns:
         ``[*, F_out + P_out]``, contiguous, rounded once to its dtype. Under autocast everything is cast as `F.linear`
-        does. Double backward raises RuntimeError.
+        does. Double backward raises NotImplementedError.
 
     Raises:
         ValueError: a shape, a device, a range, or a weight or bias that requires a gradient.
@@ -294,6 +320,7 @@ def planted_linear(
     )
     if output is not None:
         return output
+    _checks.check_float_tensor("input", input)
     device = input.device.type
     if _autocast.active(device):
         cast, frozen = _autocast.cast, _autocast.cast_frozen
@@ -304,7 +331,7 @@ def planted_linear(
                 addend=cast(addend, device), activation=activation, input_grad=input_grad, impl=impl,
             )  # fmt: skip
     _checks.check_alike(
-        input=input, weight=weight, weight_out=weight_out, weight_in=weight_in, bias=bias, bias_out=bias_out,
+        {"input": input, "weight": weight}, weight_out=weight_out, weight_in=weight_in, bias=bias, bias_out=bias_out,
         addend=addend,
     )  # fmt: skip
     _checks.check_frozen("weight", weight)
@@ -313,6 +340,11 @@ def planted_linear(
     _checks.check_choice("input_grad", input_grad, _linear.INPUT_GRADS)
     check_impl(impl)
     start = _linear.check_blocks(input, weight, weight_out, weight_in, bias, bias_out, in_start, addend)
+    if _transforms.involved(input, weight, weight_out, weight_in, bias, bias_out, addend):
+        _transforms.check_impl("planted_linear", impl)
+        return _linear.composed(
+            input, weight, weight_out, weight_in, bias, bias_out, start, addend, activation, input_grad
+        )
     if torch.is_grad_enabled():
         wants_input = input.requires_grad and input_grad != "none"
         needs = (wants_input, *(t is not None and t.requires_grad for t in (weight_out, weight_in, bias_out, addend)))
@@ -371,7 +403,7 @@ def group_sparsity(
 
     Returns:
         A number, float32 (float64 for float64 weights); computed in that dtype. Between forward and backward one number
-        a kernel (``[out, in]`` of each layer) is kept. Double backward raises RuntimeError.
+        a kernel (``[out, in]`` of each layer) is kept. Double backward raises NotImplementedError.
 
     Raises:
         ValueError: no weights, fewer than two dimensions, devices, penalty, groups, strength, l1, impl.
@@ -383,7 +415,10 @@ def group_sparsity(
     """
     _sparsity.check_arguments(weights, penalty, groups, strength, l1)
     check_impl(impl)
-    config = (penalty, groups, float(strength), float(l1), impl)
+    if _transforms.involved(*weights):
+        _transforms.check_impl("group_sparsity", impl)
+        return _sparsity.reference.forward(weights, penalty, groups, strength, l1)[0]
+    config = (penalty, groups, *_numbers.settled(strength, l1), impl)
     if torch.is_grad_enabled() and any(weight.requires_grad for weight in weights):
         return _sparsity.GroupSparsity.apply(*config, *weights)
     return _sparsity.forward_op(list(weights), *config)[0]
@@ -409,7 +444,10 @@ def group_sparsity_value_and_grad(
     with torch.no_grad():
         _sparsity.check_arguments(weights, penalty, groups, strength, l1)
         check_impl(impl)
-        return _sparsity.value_and_grad_op(list(weights), penalty, groups, float(strength), float(l1), impl)
+        if _transforms.involved(*weights):
+            _transforms.check_impl("group_sparsity_value_and_grad", impl)
+            return _sparsity.reference.value_and_grad(weights, penalty, groups, strength, l1)
+        return _sparsity.value_and_grad_op(list(weights), penalty, groups, *_numbers.settled(strength, l1), impl)
 
 
 def qsne_kl(embedding: Tensor, p: Tensor, q: float = 2.0, *, exaggeration: float = 1.0, impl: str = "auto") -> Tensor:
@@ -432,7 +470,7 @@ def qsne_kl(embedding: Tensor, p: Tensor, q: float = 2.0, *, exaggeration: float
 
     Returns:
         A number in the embedding's dtype. Memory beyond P is O(points) ("reference": O(points^2)). The forward computes
-        the gradient too and keeps it for backward. Double backward raises RuntimeError. Points so far apart that every
+        the gradient too and keeps it for backward. Double backward raises NotImplementedError. Points so far apart that every
         kernel value underflows do not repel each other.
 
     Raises:
@@ -446,9 +484,14 @@ def qsne_kl(embedding: Tensor, p: Tensor, q: float = 2.0, *, exaggeration: float
     _qsne.check_arguments(embedding, p, q, exaggeration)
     check_impl(impl)
     values, crow, col = _qsne.parts_of(p)
+    if _transforms.involved(embedding, values):
+        _transforms.check_impl("qsne_kl", impl)
+        cross, log_z, _ = _qsne.reference.forward(embedding, values, crow, col, q, exaggeration, True)
+        return _qsne.objective(values, cross, log_z, exaggeration, embedding.dtype)
+    kernel, factor = _numbers.settled(q, exaggeration)
     if torch.is_grad_enabled() and embedding.requires_grad:
-        return _qsne.QSNEKL.apply(embedding, values, crow, col, float(q), float(exaggeration), impl)
-    cross, log_z, _ = _qsne.qsne_kl_op(embedding, values, crow, col, float(q), float(exaggeration), True, impl)
+        return _qsne.QSNEKL.apply(embedding, values, crow, col, kernel, factor, impl)
+    cross, log_z, _ = _qsne.qsne_kl_op(embedding, values, crow, col, kernel, factor, True, impl)
     return _qsne.objective(values, cross, log_z, exaggeration, embedding.dtype)
 
 
@@ -464,5 +507,10 @@ def qsne_kl_value_and_grad(
         _qsne.check_arguments(embedding, p, q, exaggeration)
         check_impl(impl)
         values, crow, col = _qsne.parts_of(p)
-        cross, log_z, grad = _qsne.qsne_kl_op(embedding, values, crow, col, float(q), float(exaggeration), True, impl)
+        if _transforms.involved(embedding, values):
+            _transforms.check_impl("qsne_kl_value_and_grad", impl)
+            cross, log_z, grad = _qsne.reference.forward(embedding, values, crow, col, q, exaggeration, True)
+        else:
+            factors = _numbers.settled(q, exaggeration)
+            cross, log_z, grad = _qsne.qsne_kl_op(embedding, values, crow, col, *factors, True, impl)
         return _qsne.objective(values, cross, log_z, exaggeration, embedding.dtype), grad

@@ -57,6 +57,10 @@ Tensor corners(int64_t height, int64_t width, int64_t m, int64_t row, const at::
 
 // The maxima, and when asked for the row-major position of each in its window as uint8.
 std::tuple<Tensor, Tensor> pool(const Tensor& y, int64_t m, bool save_indices) {
+  if (y.numel() == 0) {  // no channel, which ATen refuses
+    const Tensor none = at::empty({y.size(0), y.size(1), y.size(2) / m, y.size(3) / m}, y.options());
+    return {none, save_indices ? none.to(at::kByte) : at::empty({0}, y.options().dtype(at::kByte))};
+  }
   auto [maxima, flat] = at::max_pool2d_with_indices(y, {m, m}, {m, m});
   if (!save_indices) return {maxima, at::empty({0}, y.options().dtype(at::kByte))};
   const int64_t width = y.size(3);
@@ -71,10 +75,11 @@ std::tuple<Tensor, Tensor> pool(const Tensor& y, int64_t m, bool save_indices) {
 // The gradient before pooling, in the memory format of `indices`: each window's at its maximum, else zero.
 Tensor unpool(const Tensor& grad, const Tensor& indices, int64_t m, const Size2& size) {
   const auto format = memory_format(indices);
+  const Tensor before = at::empty({grad.size(0), grad.size(1), size[0], size[1]}, grad.options(), format);
+  if (before.numel() == 0) return before;  // no channel, which ATen refuses
   Tensor flat = indices.to(at::kInt);
   for (int64_t dy = 1; dy < m; ++dy) flat.add_(at::ge(indices, dy * m), size[1] - m);
   flat.add_(corners(indices.size(2), indices.size(3), m, size[1], grad.options()));
-  const Tensor before = at::empty({grad.size(0), grad.size(1), size[0], size[1]}, grad.options(), format);
   return at::max_pool2d_with_indices_backward(grad.contiguous(format), before, {m, m}, {m, m}, {0, 0}, {1, 1}, false,
                                               flat.to(at::kLong));
 }

@@ -70,14 +70,16 @@ Tensor new_result(at::IntArrayRef shape, const at::TensorOptions& options, at::M
   return result;
 }
 
-void check_supported(const Tensor& weight, at::IntArrayRef stride, int64_t groups, int64_t max_pool) {
+void check_supported(const Tensor& weight, at::IntArrayRef stride, int64_t groups) {
   TORCH_CHECK_NOT_IMPLEMENTED(
       weight.scalar_type() == at::kFloat || weight.scalar_type() == at::kDouble,
       "planted_conv2d: impl='native' computes float32 and float64, got ", weight.scalar_type());
+  TORCH_CHECK_VALUE(groups >= 1, "groups: expected an integer >= 1, got ", groups);
+  TORCH_CHECK_NOT_IMPLEMENTED(groups == 1, "planted_conv2d: impl='native' computes groups 1, got ", groups);
+  TORCH_CHECK_VALUE(stride.size() == 2 && stride[0] >= 1 && stride[1] >= 1, "stride: expected integers >= 1, got ",
+                    stride);
   TORCH_CHECK_NOT_IMPLEMENTED(
       stride[0] == 1 && stride[1] == 1, "planted_conv2d: impl='native' computes stride 1, got ", stride);
-  TORCH_CHECK_NOT_IMPLEMENTED(groups == 1, "planted_conv2d: impl='native' computes groups 1, got ", groups);
-  TORCH_CHECK_NOT_IMPLEMENTED(max_pool <= 16, "planted_conv2d: impl='native' pools up to 16 x 16, got ", max_pool);
 }
 
 template <class T>
@@ -217,7 +219,7 @@ std::tuple<Tensor, Tensor> planted_conv2d(
     return call_python<decltype(planted_conv2d)>(
         "planted_conv2d", input, weight, weight_out, weight_in, bias, bias_out, stride, padding, dilation, groups,
         in_start, addend, activation, max_pool, save_indices, impl);
-  check_supported(weight, stride, groups, max_pool);
+  check_supported(weight, stride, groups);
   const Convolution c =
       convolution_of(weight, weight_out, weight_in, stride, padding, dilation, in_start, activation, max_pool);
   return weight.scalar_type() == at::kFloat
@@ -421,7 +423,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> planted_conv2d_backward(
         "planted_conv2d_backward", grad_output, input, weight, weight_out, weight_in, output, indices, input_size,
         conv_size, stride, padding, dilation, groups, in_start, planted_in, activation, max_pool, input_grad, output_mask,
         impl);
-  check_supported(weight, stride, groups, max_pool);
+  check_supported(weight, stride, groups);
   const Convolution c =
       convolution_of(weight, weight_out, weight_in, stride, padding, dilation, in_start, activation, max_pool);
   const Size2 in_size{input_size[0], input_size[1]}, out_size{conv_size[0], conv_size[1]};

@@ -104,6 +104,7 @@ std::tuple<Tensor, Tensor> forward(
     return call_python<decltype(forward)>(
         "planted_conv2d", input, weight, weight_out, weight_in, bias, bias_out, stride, padding, dilation, groups,
         in_start, addend, activation, max_pool, save_indices, impl);
+  TORCH_CHECK_VALUE(groups >= 1, "groups: expected an integer >= 1, got ", groups);
   TORCH_CHECK_NOT_IMPLEMENTED(groups == 1, "planted_conv2d: impl='native' on a GPU computes groups 1, got ", groups);
   const Convolution c =
       convolution_of(weight, weight_out, weight_in, stride, padding, dilation, in_start, activation, max_pool);
@@ -226,6 +227,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> backward(
         "planted_conv2d_backward", grad_output, input, weight, weight_out, weight_in, output, indices, input_size,
         conv_size, stride, padding, dilation, groups, in_start, planted_in, activation, max_pool, input_grad,
         output_mask, impl);
+  TORCH_CHECK_VALUE(groups >= 1, "groups: expected an integer >= 1, got ", groups);
   TORCH_CHECK_NOT_IMPLEMENTED(groups == 1, "planted_conv2d: impl='native' on a GPU computes groups 1, got ", groups);
   const Convolution c =
       convolution_of(weight, weight_out, weight_in, stride, padding, dilation, in_start, activation, max_pool);

@@ -5,8 +5,8 @@
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <c10/core/GradMode.h>
+#include <c10/util/Exception.h>
 #include <torch/csrc/autograd/custom_function.h>
-#include <torch/csrc/autograd/functions/basic_ops.h>
 
 #include <string>
 #include <utility>
@@ -36,21 +36,31 @@ class Op {
   c10::TypedOperatorHandle<Signature> handle_;
 };
 
-// Under create_graph every gradient carries an error, connected through the saved tensors to what a second derivative
-// would be taken to. (torch's once_differentiable is silent where the upstream gradient needs none.)
-inline void refuse_double_backward(const char* op, variable_list& gradients, const variable_list& saved) {
+// A gradient as it is, connected to a tensor that it depends on; taking a derivative raises.
+struct Refused : torch::autograd::Function<Refused> {
+  static at::Tensor forward(AutogradContext* context, const at::Tensor& gradient, const at::Tensor& /*on*/,
+                            const char* op) {
+    context->saved_data["op"] = std::string(op);
+    return gradient.detach();
+  }
+
+  static variable_list backward(AutogradContext* context, const variable_list& /*gradients*/) {
+    TORCH_CHECK_NOT_IMPLEMENTED(false, context->saved_data["op"].toStringRef(),
+                                ": double backward is not supported; its gradient has no gradient of its own");
+  }
+};
+
+// Under create_graph every gradient carries an error, connected through the saved tensors and the upstream gradient to
+// what a second derivative would be taken to. (torch's once_differentiable is silent where the upstream gradient needs
+// none.)
+inline void refuse_double_backward(const char* op, const at::Tensor& upstream, variable_list& gradients,
+                                   const variable_list& saved) {
   if (!at::GradMode::is_enabled()) return;
-  variable_list connected{at::Tensor()};  // the gradient comes first
-  for (const auto& t : saved)
-    if (t.defined() && t.requires_grad()) connected.push_back(t);
-  torch::autograd::DelayedError refuse(
-      std::string(op) + ": double backward is not supported; its gradient has no gradient of its own",
-      int64_t(connected.size()));
   for (auto& gradient : gradients) {
     if (!gradient.defined()) continue;
-    variable_list inputs = connected;
-    inputs[0] = gradient.detach().requires_grad_();
-    gradient = refuse.apply(std::move(inputs))[0];
+    gradient = Refused::apply(gradient.detach().requires_grad_(), upstream, op);
+    for (const auto& t : saved)
+      if (t.defined() && t.requires_grad()) gradient = Refused::apply(gradient, t, op);
   }
 }
 

@@ -48,7 +48,7 @@ variable_list planted_gradients(const char* op, Needs mask, bool passes, const a
       if (mask[i]) results[i] = std::move(*all[i]);
   }
   if (passes) results[4] = grad;
-  refuse_double_backward(op, results, saved);
+  refuse_double_backward(op, grad, results, saved);
   return results;
 }
 

@@ -12,7 +12,6 @@ namespace py = pybind11;
 using at::Tensor;
 using std::string_view;
 
-constexpr int64_t kMostPool = 15;  // MAX_POOL of plantops/ops/planted_conv2d/checks.py
 constexpr char kForward[] = "planted_conv2d", kBackward[] = "planted_conv2d_backward";
 
 using ForwardSignature = std::tuple<Tensor, Tensor>(

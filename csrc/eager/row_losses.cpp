@@ -103,7 +103,7 @@ struct KLDivLogits : torch::autograd::Function<KLDivLogits> {
       return call(gradients[0], t[0], t[1], t[2], t[3], saved["temperature"].toDouble(),
                   saved["reduction"].toStringView(), impl);
     });
-    refuse_double_backward(kForward, results, t);
+    refuse_double_backward(kForward, gradients[0], results, t);
     return results;
   }
 };
@@ -145,7 +145,7 @@ struct DistillationLoss : torch::autograd::Function<DistillationLoss> {
       return call(gradients[0], t[0], t[1], t[2], t[3], t[4], t[5], factors[0], factors[1], factors[2],
                   saved["reduction"].toStringView(), impl);
     });
-    refuse_double_backward(kForward, results, t);
+    refuse_double_backward(kForward, gradients[0], results, t);
     return results;
   }
 };

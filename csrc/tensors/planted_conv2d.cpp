@@ -32,7 +32,15 @@ Convolution convolution_of(
     int64_t max_pool) {
   TORCH_CHECK_VALUE(
       activation == "none" || activation == "relu", "activation: expected 'none' or 'relu', got '", activation, "'");
-  TORCH_CHECK_VALUE(max_pool >= 1, "max_pool: expected at least 1, got ", max_pool);
+  TORCH_CHECK_VALUE(max_pool >= 1 && max_pool <= kMostPool, "max_pool: expected an integer from 1 to ", kMostPool,
+                    ", got ", max_pool);
+  const auto check_integers = [](const char* name, at::IntArrayRef values, int64_t least) {
+    TORCH_CHECK_VALUE(values.size() == 2 && values[0] >= least && values[1] >= least, name, ": expected integers >= ",
+                      least, ", got ", values);
+  };
+  check_integers("stride", stride, 1);
+  check_integers("padding", padding, 0);
+  check_integers("dilation", dilation, 1);
   const bool in = weight_in && weight_in->defined(), out = weight_out && weight_out->defined();
   Convolution c{};
   c.channels = {weight.size(1), in ? weight_in->size(1) : 0, weight.size(0), out ? weight_out->size(0) : 0, in_start};

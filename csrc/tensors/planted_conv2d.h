@@ -24,6 +24,8 @@ at::Tensor with_strides_of(const at::Tensor& grad, const OptionalTensor& paramet
 
 void check_tensor(const char* name, const at::Tensor& t, at::ScalarType dtype, at::IntArrayRef shape);
 
+constexpr int64_t kMostPool = 15;  // MAX_POOL of plantops/ops/planted_conv2d/checks.py
+
 // What the arguments of the forward and the backward op have in common.
 struct Convolution {
   PlantedChannels channels;

@@ -86,6 +86,6 @@ def _cacheable(tensor: Tensor) -> bool:
     """Not while compiling or capturing, and only ordinary tensors: others have no data pointer or no version."""
     if torch.compiler.is_compiling() or type(tensor) not in _PLAIN or tensor.is_inference():
         return False
-    if torch.is_inference_mode_enabled():
+    if torch.is_inference_mode_enabled() or torch._C._functorch.is_functorch_wrapped_tensor(tensor):
         return False
     return not (tensor.is_cuda and torch.cuda.is_current_stream_capturing())

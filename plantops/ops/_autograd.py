@@ -10,13 +10,28 @@ import torch
 from torch import Tensor
 
 
+class _Refused(torch.autograd.Function):
+    """A gradient as it is; what a derivative of it would be taken to is `connected`, and taking one raises."""
+
+    @staticmethod
+    def forward(ctx: Any, name: str, gradient: Tensor, *connected: Tensor) -> Tensor:
+        ctx.name = name
+        return gradient.detach()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        raise NotImplementedError(
+            f"{ctx.name}: double backward is not supported; its gradient has no gradient of its own"
+        )
+
+
 def single_backward(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Decorator of `Function.backward`: a second derivative raises RuntimeError naming the op.
+    """Decorator of `Function.backward`: a second derivative raises NotImplementedError naming the op.
 
     torch's `once_differentiable` is silent when the upstream gradient itself needs none: the second derivative is
-    then missing without a word. Here every gradient made under `create_graph=True` carries the error.
+    then missing without a word. Here every gradient made under `create_graph=True` carries the error, connected to the
+    upstream gradient too: `torch.autograd.functional.jvp` differentiates twice with respect to that.
     """
-    message = f"{name}: double backward is not supported; its gradient has no gradient of its own".encode()
 
     def decorate(backward: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(backward)
@@ -26,13 +41,11 @@ def single_backward(name: str) -> Callable[[Callable[..., Any]], Callable[..., A
             with torch.no_grad():
                 outputs = backward(ctx, *grads)
             outputs = outputs if isinstance(outputs, tuple) else (outputs,)
-            # Through the saved tensors the error is connected to what a second derivative would be taken to.
-            connected = [saved for saved in ctx.saved_tensors if saved is not None and saved.requires_grad]
-            refuse = torch._C._functions.DelayedError(message, 1 + len(connected))
+            connected = [t for t in (*grads, *ctx.saved_tensors) if t is not None and t.requires_grad]
 
             def refused(output: Tensor) -> Tensor:
-                result = refuse(output.detach().requires_grad_(), *connected)
-                return result if isinstance(result, Tensor) else result[0]
+                result: Tensor = _Refused.apply(name, output.detach().requires_grad_(), *connected)
+                return result
 
             return tuple(refused(output) if isinstance(output, Tensor) else output for output in outputs)
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import math
+import numbers
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from plantops.errors import ArgumentError, ArgumentTypeError
+from plantops.ops import _transforms
 
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 MIN_CLASSES, MAX_CLASSES = 2, 262_144
@@ -16,13 +18,32 @@ MIN_CLASSES, MAX_CLASSES = 2, 262_144
 def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
     """ValueError unless `value` is one of `choices`."""
     if value not in choices:
-        raise ArgumentError(f"{name}: expected one of {', '.join(map(repr, choices))}, got {value!r}")
+        raise ArgumentError(f"{name}: expected one of {', '.join(map(repr, choices))}, got {described(value)}")
+
+
+def described(value: object) -> str:
+    """What came instead of an argument: a tensor by its shape and dtype, anything else as it is written."""
+    if isinstance(value, Tensor):
+        return f"a Tensor of shape {tuple(value.shape)} and {value.dtype}"
+    return repr(value)
+
+
+def check_integer(name: str, value: Any) -> None:
+    """TypeError unless `value` is an integer, not a tensor that holds one."""
+    if not isinstance(value, (int, torch.SymInt)):
+        raise ArgumentTypeError(f"{name}: expected an integer, got {described(value)}")
+
+
+def check_number(name: str, value: Any) -> None:
+    """TypeError unless `value` is a number, not a tensor that holds one."""
+    if not isinstance(value, (int, float, torch.SymInt, torch.SymFloat, numbers.Real)):
+        raise ArgumentTypeError(f"{name}: expected a number, got {described(value)}")
 
 
 def check_float_tensor(name: str, tensor: Tensor) -> None:
     """TypeError unless `tensor` is a floating tensor of a dtype that the ops compute in."""
     if not isinstance(tensor, Tensor):
-        raise ArgumentTypeError(f"{name}: expected a Tensor, got {type(tensor).__name__}")
+        raise ArgumentTypeError(f"{name}: expected a Tensor, got {described(tensor)}")
     if tensor.dtype not in FLOATS:
         raise ArgumentTypeError(f"{name}: expected float64, float32, bfloat16 or float16, got {tensor.dtype}")
 
@@ -63,21 +84,26 @@ def check_target(target: Tensor, student: Tensor) -> None:
 
 def check_target_range(target: Tensor, classes: int) -> None:
     """ValueError naming the first class index outside [0, classes); on a GPU a device assert, without a sync."""
-    inside = (target >= 0) & (target < classes)
+    values = _transforms.values(target)
+    if values is None:
+        return
+    inside = (values >= 0) & (values < classes)
     if target.device.type != "cpu":
         torch._assert_async(inside.all(), f"target: expected class indices in [0, {classes})")
     elif not inside.all():
-        raise ArgumentError(f"target: expected class indices in [0, {classes}), got {int(target[~inside][0])}")
+        raise ArgumentError(f"target: expected class indices in [0, {classes}), got {int(values[~inside][0])}")
 
 
 def check_positive(name: str, value: float) -> None:
     """ValueError unless `value` is a finite number above zero."""
-    if not (value > 0 and math.isfinite(value)):
+    check_number(name, value)
+    if not 0 < value < float("inf"):  # a comparison: a number that changes between compiled calls stays one
         raise ArgumentError(f"{name}: expected a finite number > 0, got {value}")
 
 
 def check_unit(name: str, value: float) -> None:
     """ValueError unless `value` lies in [0, 1]."""
+    check_number(name, value)
     if not 0.0 <= value <= 1.0:
         raise ArgumentError(f"{name}: expected a number in [0, 1], got {value}")
 
@@ -88,17 +114,17 @@ def check_shape(name: str, tensor: Tensor | None, expected: tuple[int, ...]) -> 
         raise ArgumentError(f"{name}: expected shape {tuple(expected)}, got {tuple(tensor.shape)}")
 
 
-def check_alike(**tensors: Tensor | None) -> None:
+def check_alike(required: dict[str, Tensor], **optional: Tensor | None) -> None:
     """TypeError unless all tensors share the first one's dtype, a floating one; ValueError for another device."""
-    first_name, first = next(iter(tensors.items()))
-    check_float_tensor(first_name, first)  # type: ignore[arg-type]
-    assert first is not None
+    first_name, first = next(iter(required.items()))
+    check_float_tensor(first_name, first)
     dtype, device = first.dtype, first.device
-    for name, tensor in tensors.items():
-        if tensor is None or tensor is first:
+    for name, tensor in {**required, **optional}.items():
+        if tensor is first or (tensor is None and name in optional):
             continue
         if not isinstance(tensor, Tensor):
-            raise ArgumentTypeError(f"{name}: expected a Tensor, got {type(tensor).__name__}")
+            kind = "a Tensor or None" if name in optional else "a Tensor"
+            raise ArgumentTypeError(f"{name}: expected {kind}, got {described(tensor)}")
         if tensor.dtype != dtype:
             raise ArgumentTypeError(f"{name}: expected the {first_name}'s dtype {dtype}, got {tensor.dtype}")
         if tensor.device != device:
@@ -109,9 +135,16 @@ def check_in_start(in_start: int | None, trunk: int) -> int:
     """ValueError unless the planted inputs begin inside [0, F_in]; None stands for F_in, behind the trunk's."""
     if in_start is None:
         return trunk
+    check_integer("in_start", in_start)
     if not 0 <= in_start <= trunk:
         raise ArgumentError(f"in_start: expected an integer in [0, F_in] = [0, {trunk}], got {in_start}")
     return in_start
+
+
+def check_dims(name: str, tensor: Tensor | None, layout: str) -> None:
+    """ValueError unless `tensor` is None or has a dimension for each name of its layout."""
+    if tensor is not None and tensor.dim() != layout.count(",") + 1:
+        raise ArgumentError(f"{name}: expected {layout}, got {tuple(tensor.shape)}")
 
 
 def check_frozen(name: str, tensor: Tensor | None) -> None:

@@ -56,6 +56,7 @@ def define(
     choose: Callable[..., str] = _aten,
     key: Callable[..., _tuned.Key] | None = None,
     native: bool = True,
+    check: Callable[..., None] | None = None,
 ) -> Callable[..., Any]:
     """Defines `plantops::<stem><schema>` and returns a function that calls it.
 
@@ -63,6 +64,10 @@ def define(
     arguments. On a CPU `choose` returns the name of an implementation that can compute them; without `choose`, "auto"
     is for the compiled kernel to take, and ATen where there is none. On CUDA "auto" is what the measured table
     (`_tuned`) says of the call's `key`, and ATen without a row, without a key, or where that implementation refuses.
+
+    `check` is called with the arguments of every call that no compiled kernel takes, and of a fake one, without `impl`.
+    An op with factors of type float has a second overload, `plantops::<stem>.tensors`, that takes a tensor for each:
+    for factors that change between compiled calls (`_numbers`).
 
     The op resolves "auto" inside itself, at run time. The returned function resolves it before the call where nothing
     is being compiled: the same choice without the way through C++, Python and C++ again (20 us a call).
@@ -80,6 +85,8 @@ def define(
 
     def kernel(*args: Any) -> Any:
         *rest, impl = args
+        if check is not None:
+            check(*rest)
         if impl == "auto":
             if _device_type(rest) == "cuda":
                 return measured(*rest)
@@ -95,19 +102,37 @@ def define(
         return function(*rest)
 
     def resolved(*args: Any) -> Any:
+        if floats and isinstance(args[floats[0]], torch.Tensor):
+            return with_tensors(*args)
         if args[-1] != "auto" or torch.compiler.is_compiling():
             return overload(*args)
         if _device_type(args) == "cuda":
             return measured(*args[:-1])
         return overload(*args) if choose is _aten else overload(*args[:-1], choose(*args[:-1]))
 
+    def checked_fake(*args: Any) -> Any:
+        if check is not None:
+            check(*args[:-1])
+        return fake(*args)
+
+    def kernel_of_tensors(*args: Any) -> Any:
+        return overload(*(float(argument) if at in floats else argument for at, argument in enumerate(args)))
+
+    def add(library: torch.library.Library, name: str, schema: str, function: Callable[..., Any]) -> None:
+        library.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
+        library.impl(name, function, "CompositeExplicitAutograd")
+        torch.library.register_fake(f"{library.ns}::{name}", checked_fake, lib=library)
+
     for library in (_public, _private):
-        library.define(stem + schema, tags=(torch.Tag.pt2_compliant_tag,))
-        library.impl(stem, kernel, "CompositeExplicitAutograd")
-        torch.library.register_fake(f"{library.ns}::{stem}", fake, lib=library)
-    overload = getattr(torch.ops.plantops, stem).default
+        add(library, stem, schema, kernel)
+    packet = getattr(torch.ops.plantops, stem)
+    overload = packet.default
+    floats = [at for at, a in enumerate(overload._schema.arguments) if isinstance(a.type, torch._C.FloatType)]
+    if floats:
+        add(_public, f"{stem}.tensors", schema.replace("float ", "Tensor "), kernel_of_tensors)
+        with_tensors = packet.tensors
     _ops[stem] = op
-    return overload if choose is _aten and key is None else resolved
+    return overload if choose is _aten and key is None and not floats else resolved
 
 
 def _device(args: Sequence[Any]) -> torch.device:

@@ -300,28 +300,13 @@ def test_default_devices_are_ordinary(taken):
     assert taken == [True]
 
 
-@pytest.mark.parametrize("impl", ["aten", "native"])
-def test_forward_mode_tangents_are_not_lost(impl: str, taken):
-    """Outside of training ATen carries them; a function of our own that trains has none to give."""
-    x, direction = torch.randn(4, 5), torch.randn(4, 5)
-    weight, rows = torch.randn(3, 5), torch.randn(2, 5, requires_grad=True)
+def test_transforms_and_tangents_go_through_python(taken):
+    """Their values are those of test_transforms.py."""
+    torch.func.grad(lambda s: kl_div_logits(s, T))(S)
+    torch.func.vmap(lambda s: kl_div_logits(s, T))(torch.randn(3, 4, 10))
     with torch.autograd.forward_ad.dual_level():
-        dual = torch.autograd.forward_ad.make_dual(x, direction)
-        if impl == "aten":
-            tangent = torch.autograd.forward_ad.unpack_dual(planted_linear(dual, weight)).tangent
-            assert torch.equal(tangent, direction @ weight.t())
-        with pytest.raises((NotImplementedError, RuntimeError), match="jvp"):
-            planted_linear(dual, weight, rows)
-    assert not any(taken)
-
-
-def test_transforms_go_through_python(taken):
-    with pytest.raises(RuntimeError, match="setup_context"):  # torch's word for autograd functions like ours
-        torch.func.grad(lambda s: kl_div_logits(s, T, impl="native"))(S)
-    rows = torch.randn(3, 4, 10)
-    losses = torch.func.vmap(lambda s: kl_div_logits(s, T, impl="native"))(rows)
-    assert taken == [False, False]
-    assert torch.equal(losses, torch.stack([kl_div_logits(row, T, impl="native") for row in rows]))
+        planted_linear(torch.autograd.forward_ad.make_dual(torch.ones(4, 5), torch.ones(4, 5)), torch.ones(3, 5))
+    assert taken == [False] * 3
 
 
 def test_autocast_goes_through_python_once(taken):
@@ -346,7 +331,7 @@ GOOD: dict[str, Any] = {
         ({"input": X[:, :4]}, ValueError),
         ({"input": X.double()}, TypeError),
         ({"input": X.long()}, TypeError),
-        ({"input": 1.0}, AttributeError),
+        ({"input": 1.0}, TypeError),
         ({"weight": W[0]}, ValueError),
         ({"weight": W.clone().requires_grad_()}, ValueError),
         ({"bias": BIAS.clone().requires_grad_()}, ValueError),

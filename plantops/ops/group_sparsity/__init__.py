@@ -1,5 +1,6 @@
 """Hierarchical group sparse regularisers of convolution weights: ten penalties, value and gradient."""
 
+from plantops.ops.group_sparsity import reference
 from plantops.ops.group_sparsity.autograd import GroupSparsity
 from plantops.ops.group_sparsity.checks import check_arguments, check_choices
 from plantops.ops.group_sparsity.penalties import GROUPS, PENALTIES
@@ -13,4 +14,5 @@ __all__ = [
     "check_choices",
     "forward_op",
     "value_and_grad_op",
+    "reference",
 ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 from torch import Tensor
@@ -22,10 +21,15 @@ def check_arguments(weights: Sequence[Tensor], penalty: str, groups: str, streng
     """ValueError or TypeError naming the argument, what was expected and what came."""
     check_choices(penalty, groups)
     for name, value in (("strength", strength), ("l1", l1)):
-        if not (math.isfinite(value) and value >= 0):
+        _checks.check_number(name, value)
+        if not 0 <= value < float("inf"):
             raise ArgumentError(f"{name}: expected a finite number >= 0, got {value}")
-    if isinstance(weights, Tensor) or not weights:
-        raise ArgumentError("weights: expected a sequence of at least one tensor, got " + _what(weights))
+    if isinstance(weights, Tensor):
+        raise ArgumentError(f"weights: expected a sequence, got {_checks.described(weights)}; wrap it in a list")
+    if not isinstance(weights, Sequence):
+        raise ArgumentTypeError(f"weights: expected a sequence of tensors, got {_checks.described(weights)}")
+    if not weights:
+        raise ArgumentError("weights: expected a sequence of at least one tensor, got none")
     for index, weight in enumerate(weights):
         _checks.check_float_tensor(f"weights[{index}]", weight)
         if weight.dim() < 2:
@@ -38,7 +42,3 @@ def check_arguments(weights: Sequence[Tensor], penalty: str, groups: str, streng
             raise ArgumentError(
                 f"weights[{index}]: expected the first one's device {weights[0].device}, got {weight.device}"
             )
-
-
-def _what(weights: Sequence[Tensor]) -> str:
-    return "a Tensor (wrap it in a list)" if isinstance(weights, Tensor) else "none"

@@ -28,6 +28,14 @@ def slope(base: Tensor, power: float) -> Tensor:
     return value.masked_fill(base == 0, 0.0) if power < 1.0 else value
 
 
+def power(base: Tensor, exponent: float) -> Tensor:
+    """base^exponent with a derivative of 0 at 0 where it would be infinite."""
+    if exponent >= 1.0:
+        return base.pow(exponent)
+    zero = base == 0
+    return base.masked_fill(zero, 1.0).pow(exponent).masked_fill(zero, 0.0)
+
+
 def _kernel_sum(values: Tensor) -> Tensor:
     return values.sum(taps(values)) if values.dim() > 2 else values
 
@@ -37,9 +45,9 @@ def _layer(weight: Tensor, penalty: str, groups: str, strength: float, l1: float
     w = weight.to(compute_dtype(weight.dtype))
     absolute = _kernel_sum(w.abs())
     r = _kernel_sum(w * w) if spec.squares else absolute
-    g = r.pow(spec.inner).sum(0 if groups == "feature" else 1, keepdim=True)
+    g = power(r, spec.inner).sum(0 if groups == "feature" else 1, keepdim=True)
     coefficients = strength * slope(g, spec.outer) * slope(r, spec.inner) * (2.0 if spec.squares else 1.0)
-    return strength * g.pow(spec.outer).sum() + l1 * absolute.sum(), coefficients
+    return strength * power(g, spec.outer).sum() + l1 * absolute.sum(), coefficients
 
 
 def forward(

@@ -10,6 +10,7 @@ from plantops.ops.planted_conv2d.checks import (
     pair,
     resolve_padding,
 )
+from plantops.ops.planted_conv2d.composed import forward as composed
 from plantops.ops.planted_conv2d.schema import forward_op
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "check_blocks",
     "check_geometry",
     "check_result",
+    "composed",
     "forward_op",
     "pair",
     "resolve_padding",

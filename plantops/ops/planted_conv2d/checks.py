@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -13,27 +15,50 @@ from plantops.ops.planted_conv2d import shapes
 
 ACTIVATIONS = ("none", "relu")
 INPUT_GRADS = ("full", "planted", "none")
+INTEGERS = (int, torch.SymInt)
 MAX_POOL = 15  # a window's positions fit into uint8
 
 
 def pair(name: str, value: int | Sequence[int]) -> tuple[int, int]:
     """An integer or a pair of them as a pair, in torch's order (height, width)."""
-    if isinstance(value, int):
+    if isinstance(value, INTEGERS):
         return value, value
-    if isinstance(value, (tuple, list)) and len(value) == 2:
+    if isinstance(value, (tuple, list)) and len(value) == 2 and all(isinstance(part, INTEGERS) for part in value):
         return value[0], value[1]
-    raise ArgumentError(f"{name}: expected an integer or a pair of integers, got {value!r}")
+    raise ArgumentError(f"{name}: expected an integer or a pair of integers, got {_checks.described(value)}")
 
 
-def check_geometry(stride: tuple[int, int], dilation: tuple[int, int], groups: int, max_pool: int) -> None:
+def check_geometry(stride: Sequence[int], dilation: Sequence[int], groups: int, max_pool: int) -> None:
     """ValueError unless the integers that describe the convolution are in range."""
-    if stride == dilation == (1, 1) and groups == max_pool == 1:
-        return
-    for name, values in (("stride", stride), ("dilation", dilation), ("groups", (groups,))):
+    _checks.check_integer("groups", groups)
+    _checks.check_integer("max_pool", max_pool)
+    if groups < 1:
+        raise ArgumentError(f"groups: expected an integer >= 1, got {groups}")
+    for name, values in (("stride", stride), ("dilation", dilation)):
         if min(values) < 1:
-            raise ArgumentError(f"{name}: expected integers >= 1, got {values}")
+            raise ArgumentError(f"{name}: expected integers >= 1, got {tuple(values)}")
     if not 1 <= max_pool <= MAX_POOL:
         raise ArgumentError(f"max_pool: expected an integer from 1 to {MAX_POOL}, got {max_pool}")
+
+
+def check_padding(padding: Sequence[int]) -> None:
+    """ValueError unless the borders are not negative."""
+    if min(padding) < 0:
+        raise ArgumentError(f"padding: expected integers >= 0, got {tuple(padding)}")
+
+
+def check_forward(*args: Any) -> None:
+    """The integers among the forward op's arguments, whichever implementation is called."""
+    stride, padding, dilation, groups, max_pool = args[6], args[7], args[8], args[9], args[13]
+    check_geometry(stride, dilation, groups, max_pool)
+    check_padding(padding)
+
+
+def check_backward(*args: Any) -> None:
+    """The same of the backward op's."""
+    stride, padding, dilation, groups, max_pool = args[9], args[10], args[11], args[12], args[16]
+    check_geometry(stride, dilation, groups, max_pool)
+    check_padding(padding)
 
 
 def resolve_padding(
@@ -45,9 +70,12 @@ def resolve_padding(
 ) -> tuple[Tensor, tuple[int, int]]:
     """Padding as a pair. "same" with an even kernel pads one more behind, as torch does: on a copy of the input."""
     if not isinstance(padding, str):
+        if padding is None or isinstance(padding, Tensor):
+            raise ArgumentError(
+                f"padding: expected an integer, a pair of integers, 'valid' or 'same', got {_checks.described(padding)}"
+            )
         numbers = pair("padding", padding)
-        if min(numbers) < 0:
-            raise ArgumentError(f"padding: expected integers >= 0, got {numbers}")
+        check_padding(numbers)
         return input, numbers
     _checks.check_choice("padding", padding, ("valid", "same"))
     if padding == "valid":
@@ -71,10 +99,10 @@ def check_blocks(
     in_start: int | None,
 ) -> int:
     """Checks tensors against each other and returns in_start, resolved to its default F_in."""
-    if weight.dim() != 4:
-        raise ArgumentError(f"weight: expected [F_out, F_in/groups, kH, kW], got {tuple(weight.shape)}")
-    if input.dim() != 4:
-        raise ArgumentError(f"input: expected [N, F_in + P_in, H, W], got {tuple(input.shape)}")
+    _checks.check_dims("weight", weight, "[F_out, F_in/groups, kH, kW]")
+    _checks.check_dims("input", input, "[N, F_in + P_in, H, W]")
+    _checks.check_dims("weight_out", weight_out, "[P_out, F_in + P_in, kH, kW]")
+    _checks.check_dims("weight_in", weight_in, "[F_out, P_in, kH, kW]")
     if groups > 1:
         _check_groups(weight, weight_out, weight_in, groups)
     rows, inputs, *kernel = weight.shape

@@ -14,6 +14,9 @@ aten = torch.ops.aten
 
 def pool(y: Tensor, m: int, save_indices: bool) -> tuple[Tensor, Tensor]:
     """The maxima, and when asked for the row-major position of each in its window as uint8."""
+    if y.numel() == 0:  # no channel, which ATen refuses
+        none = y.new_empty((*y.shape[:2], y.shape[2] // m, y.shape[3] // m))
+        return none, none.to(torch.uint8) if save_indices else y.new_empty(0, dtype=torch.uint8)
     maxima, flat = aten.max_pool2d_with_indices(y, [m, m], [m, m])
     if not save_indices:
         return maxima, y.new_empty(0, dtype=torch.uint8)
@@ -30,11 +33,13 @@ def unpool(grad: Tensor, indices: Tensor, m: int, size: Sequence[int]) -> Tensor
     """The gradient before pooling, in the memory format of `indices`: each window's at its maximum, else zero."""
     layout = memory_format(indices)
     width = size[1]
+    before = empty(grad, (*grad.shape[:2], *size), layout)
+    if before.numel() == 0:  # no channel, which ATen refuses
+        return before
     flat = indices.to(torch.int32)
     for dy in range(1, m):
         flat.add_(indices >= dy * m, alpha=width - m)
     flat.add_(_corners(indices.shape, m, width, grad.device))
-    before = empty(grad, (*grad.shape[:2], *size), layout)
     return aten.max_pool2d_with_indices_backward(
         grad.contiguous(memory_format=layout), before, [m, m], [m, m], [0, 0], [1, 1], False, flat.to(torch.int64)
     )

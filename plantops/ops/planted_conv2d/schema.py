@@ -14,7 +14,7 @@ from torch import Tensor
 
 from plantops.ops import _registry, _triton
 from plantops.ops._layout import empty, memory_format
-from plantops.ops.planted_conv2d import aten, auto, reference, shapes
+from plantops.ops.planted_conv2d import aten, auto, checks, reference, shapes
 
 TRITON = "plantops.ops.planted_conv2d.triton"
 
@@ -100,6 +100,7 @@ forward_op = _registry.define(
     },
     fake=_fake,
     choose=auto.choose_forward,
+    check=checks.check_forward,
     key=auto.forward_key,
 )
 backward_op = _registry.define(
@@ -116,5 +117,6 @@ backward_op = _registry.define(
     },
     fake=_fake_backward,
     choose=auto.choose_backward,
+    check=checks.check_backward,
     key=auto.backward_key,
 )

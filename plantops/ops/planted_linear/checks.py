@@ -22,8 +22,9 @@ def check_blocks(
     addend: Tensor | None,
 ) -> int:
     """Checks shapes against each other and returns in_start, resolved to its default F_in."""
-    if weight.dim() != 2:
-        raise ArgumentError(f"weight: expected [F_out, F_in], got {tuple(weight.shape)}")
+    _checks.check_dims("weight", weight, "[F_out, F_in]")
+    _checks.check_dims("weight_out", weight_out, "[P_out, F_in + P_in]")
+    _checks.check_dims("weight_in", weight_in, "[F_out, P_in]")
     rows, old = weight.shape
     new = 0 if weight_in is None else weight_in.shape[-1]
     planted_out = 0 if weight_out is None else weight_out.shape[0]

@@ -1,5 +1,6 @@
 """The objective of q-SNE, KL(P || Q) between points and their embedding, with its exact gradient."""
 
+from plantops.ops.qsne_kl import reference
 from plantops.ops.qsne_kl.autograd import QSNEKL, objective
 from plantops.ops.qsne_kl.checks import check_arguments, check_q, parts_of
 from plantops.ops.qsne_kl.reference import negative_entropy
@@ -14,4 +15,5 @@ __all__ = [
     "objective",
     "parts_of",
     "qsne_kl_op",
+    "reference",
 ]

@@ -32,11 +32,11 @@ class QSNEKL(torch.autograd.Function):
         impl: str,
     ) -> Tensor:
         cross, log_z, grad = qsne_kl_op(embedding, p, crow, col, q, exaggeration, True, impl)
-        ctx.save_for_backward(grad)
+        ctx.save_for_backward(grad, embedding)  # which is there anyway, and what a second derivative would be taken to
         return objective(p, cross, log_z, exaggeration, embedding.dtype)
 
     @staticmethod
     @single_backward("qsne_kl")
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None, None, None, None, None]:
-        (grad,) = ctx.saved_tensors
+        grad, _ = ctx.saved_tensors
         return upstream * grad, None, None, None, None, None, None

@@ -49,7 +49,7 @@ def forward(
     p = _dense(p.to(dtype), crow, col, len(y))
     difference = y.unsqueeze(1) - y.unsqueeze(0)
     inverse, surprise = kernel(difference.square().sum(-1), q)
-    u = torch.exp(-surprise).fill_diagonal_(0.0)
+    u = torch.exp(-surprise).masked_fill(torch.eye(len(y), dtype=torch.bool, device=y.device), 0.0)
     total, log_z = log_partition(u.sum(dtype=torch.float64), dtype)
     cross = (p * surprise).sum(dtype=torch.float64) if value else log_z.new_empty(0)
     force = (exaggeration * p - u / total.to(dtype)) * inverse
@@ -62,5 +62,5 @@ def negative_entropy(p: Tensor) -> Tensor:
     total = torch.zeros((), dtype=torch.float64, device=p.device)
     for part in p.split(256):
         part = part.to(compute_dtype(p.dtype))
-        total += torch.xlogy(part, part).sum(dtype=torch.float64)
+        total = total + torch.xlogy(part, part).sum(dtype=torch.float64)
     return total
