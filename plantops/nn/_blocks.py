@@ -12,6 +12,24 @@ from plantops.errors import ArgumentError
 INITS = ("zero_in", "kaiming", "zero_out")
 
 
+class Planted(nn.Module):
+    """Base of the planted layers."""
+
+    def check_called(self, input: Tensor) -> None:
+        """ValueError where the layer is traced by `torch.jit.trace` or `torch.fx`, not called."""
+        if torch.jit.is_tracing() or isinstance(input, torch.fx.Proxy):
+            raise self._not_merged("traced")
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        raise self._not_merged("scripted")
+
+    def _not_merged(self, what: str) -> ArgumentError:
+        return ArgumentError(
+            f"a planted layer ({type(self).__name__}) cannot be {what}: exporters, quantisers and fusion take the "
+            "plain model, call plantops.merge(model) first"
+        )
+
+
 def check_init(init: str) -> None:
     """ValueError unless a layer alone can start its blocks that way."""
     if init not in INITS:

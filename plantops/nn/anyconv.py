@@ -20,7 +20,7 @@ _CONVOLUTIONS: dict[tuple[bool, int], Any] = {
 }  # fmt: skip
 
 
-class PlantedConv(nn.Module):
+class PlantedConv(_blocks.Planted):
     """A 1-d, 2-d or 3-d convolution, transposed or not, with a frozen trunk, new filters and new input slices.
 
     With the input's channels split into trunk and planted ones, ``x = (x_trunk, x_planted)``, the old filters compute
@@ -123,6 +123,7 @@ class PlantedConv(nn.Module):
 
     def forward(self, input: Tensor, output_size: Any = None) -> Tensor:
         """``[N, F_in + P_in, *]`` to ``[N, F_out + P_out, *]``."""
+        self.check_called(input)
         if output_size is not None:
             raise ArgumentError("output_size: not supported while planted; merge first")
         if self._border is not None:

@@ -41,7 +41,7 @@ class PlantedBatchNormAct2d(PlantedBatchNorm2d):
         return norm
 
 
-class _Planted(nn.Module):
+class _Planted(_blocks.Planted):
     """A layer with one weight (and bias) a channel, of which ``[start, start + P)`` are new.
 
     Attributes:
@@ -80,6 +80,7 @@ class _Planted(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         """``[N, F + P, *]`` to the same shape."""
+        self.check_called(input)
         if input.shape[1] != self.features + self.planted_features:
             raise ArgumentError(
                 f"input: expected {self.features + self.planted_features} channels, got {tuple(input.shape)}"

@@ -13,7 +13,7 @@ from plantops.errors import ArgumentError, ArgumentTypeError
 from plantops.nn import _blocks
 
 
-class PlantedConv2d(nn.Module):
+class PlantedConv2d(_blocks.Planted):
     """A 2-d convolution with a frozen trunk, new filters and new input slices of the old filters.
 
     ``y = max_pool(activation(conv + addend))``, where the old filters compute
@@ -113,6 +113,7 @@ class PlantedConv2d(nn.Module):
 
     def forward(self, input: Tensor, addend: Tensor | None = None) -> Tensor:
         """``[N, F_in + P_in, H, W]`` to ``[N, F_out + P_out, H', W']``; addend: that shape before pooling."""
+        self.check_called(input)
         padding: Any = self.padding
         if self.padding_mode != "zeros":
             input, padding = F.pad(input, self._border, mode=self.padding_mode), 0

@@ -12,7 +12,7 @@ from plantops.errors import ArgumentTypeError
 from plantops.nn import _blocks
 
 
-class PlantedLinear(nn.Module):
+class PlantedLinear(_blocks.Planted):
     """A linear layer with a frozen trunk, new rows and new input slices of the old rows.
 
     ``y = activation(linear + addend)``, where the old rows compute
@@ -99,6 +99,7 @@ class PlantedLinear(nn.Module):
 
     def forward(self, input: Tensor, addend: Tensor | None = None) -> Tensor:
         """``[*, F_in + P_in]`` to ``[*, F_out + P_out]``; addend: the output's shape."""
+        self.check_called(input)
         return functional.planted_linear(
             input, self.weight, self.weight_out, self.weight_in, self.bias, self.bias_out, in_start=self.in_start,
             addend=addend, activation=self.activation, input_grad=self.input_grad, impl=self.impl,

@@ -76,7 +76,7 @@ class _NewSync(_NewChannels, nn.SyncBatchNorm):
 _NEW: dict[type[nn.Module], Any] = {nn.BatchNorm1d: _New1d, nn.BatchNorm2d: _New2d, nn.BatchNorm3d: _New3d}
 
 
-class PlantedBatchNorm2d(nn.Module):
+class PlantedBatchNorm2d(_blocks.Planted):
     """Batch norm with a pinned trunk and new channels.
 
     ``y = (x - mean) / sqrt(var + eps) * weight + bias`` for each channel. Old channels use the trunk's running mean
@@ -151,6 +151,7 @@ class PlantedBatchNorm2d(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         """``[N, C, H, W]`` (1d: ``[N, C]`` or ``[N, C, L]``) to the same shape."""
+        self.check_called(input)
         if input.dim() not in self._dims or input.shape[1] != self.num_features:
             dims = " or ".join(map(str, self._dims))
             raise ArgumentError(

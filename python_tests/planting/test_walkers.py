@@ -341,3 +341,41 @@ def test_a_trunk_that_is_switched_on_is_refused():
     planted = planted_net().requires_grad_(True)
     with pytest.raises(ValueError, match="requires"):
         planted(images())
+
+
+def traced(model):
+    torch.jit.trace(model, images())
+
+
+def scripted(model):
+    torch.jit.script(model)
+
+
+def followed(model):
+    torch.fx.symbolic_trace(model)
+
+
+def fused_by_fx(model):
+    from torch.fx.experimental.optimization import fuse
+
+    fuse(model.eval())
+
+
+def structures():
+    nets = (
+        nn.Sequential(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 1)),
+        nn.Sequential(nn.Conv2d(2, 4, 3), nn.GroupNorm(2, 4), nn.PReLU(4), nn.Conv2d(4, 4, 1)),
+        nn.Sequential(nn.ConvTranspose2d(2, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 1)),
+    )
+    return [plant(net.eval(), trace(net, images())["0"], 2) for net in nets]
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:FutureWarning", "ignore:.*torch.jit.*:DeprecationWarning")
+@pytest.mark.parametrize("convert", [traced, scripted, followed, fused_by_fx])
+def test_what_follows_a_planted_model_is_told_to_merge_first(convert):
+    for planted in structures():
+        with pytest.raises(
+            ValueError, match=r"a planted layer \(Planted\w+\) cannot be .* plantops.merge\(model\) first"
+        ):
+            convert(planted)
+        convert(merge(planted))
