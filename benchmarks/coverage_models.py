@@ -110,7 +110,7 @@ def row(library: str, name: str, wanted: int) -> dict[str, Any]:
     model = disturbed(model.double()).eval()
     x = torch.randn(2, 3, side, side, dtype=torch.float64)
     start = time.process_time()
-    plan = trace(model, x, grow_linear=True)
+    plan = trace(model, x)
     seconds = time.process_time() - start
     sites = list(plan.values())
     if 0 < wanted < len(sites):
@@ -155,9 +155,9 @@ def compared(library: str, name: str) -> dict[str, Any]:
         "date": datetime.date.today().isoformat(),
     }
     start = time.process_time()
-    plantops.trace(model, x, grow_linear=True, verify=False)
+    plantops.trace(model, x, verify=False)
     traced = time.process_time()
-    plan = plantops.trace(model, x, grow_linear=True)
+    plan = plantops.trace(model, x)
     result["trace_seconds"] = round(traced - start, 2)
     result["verified_seconds"] = round(time.process_time() - traced, 2)
     grown = {name for site in plan.values() for name in site.producers}

@@ -82,7 +82,7 @@ def main() -> None:
     rows = [row("trained", network, test, seconds)]
     limit = int((1 - options.share) * count_parameters(network))
     samples = draw_samples(data, options.samples, options.seed)
-    plan = trace(network, samples[0][0][:2])
+    plan = trace(network, samples[0][0][:2], grow_linear=False)
     for criterion in ("loss", "magnitude"):
         began = time.process_time()
         pruned = prune(network, plan, samples, max_parameters=limit, criterion=criterion, share=0.2).model

@@ -80,7 +80,7 @@ def pruning() -> Any:
     model = network(24)
     trained(model, Recipe(15, lr=0.05, batch_size=64))
     samples = draw_samples(PARTS.train, 512, 0)
-    plan = trace(model, samples[0][0][:2])
+    plan = trace(model, samples[0][0][:2], grow_linear=False)
     with drawing(INK, GRID) as figure:
         page = figure(6, 3.6)
         axis = page.subplots()

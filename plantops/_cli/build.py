@@ -174,7 +174,6 @@ def planter_config(options: PlantOptions, device: torch.device) -> PlanterConfig
     same = (
         "epochs",
         "select",
-        "grow_linear",
         "init",
         "temperature",
         "alpha",
@@ -205,6 +204,7 @@ def planter_config(options: PlantOptions, device: torch.device) -> PlanterConfig
     path = options.path_epochs
     return PlanterConfig(
         **fields,
+        grow_linear=options.grow_linear or None,
         channels_last=options.channels_last and (options.sweep == "loop" or device.type != "cpu"),
         channels=channels(options.channels),
         sites=tuple(part.strip() for part in options.sites.split(",") if part.strip()),

@@ -161,7 +161,7 @@ class CandidateOptions:
     sites: str = ""
     """Sites that may grow, as shell patterns between commas, as in 'layer3.*,layer4.*.conv1'; default: all."""
     grow_linear: bool = False
-    """fc1 may grow, too."""
+    """fc1 of the paper's network may grow, too; hidden linear layers of a --model do so anyway (--sites chooses)."""
     init: Literal["zero_in", "kaiming", "zero_out", "copy", "copy_pairs"] = "zero_in"
     """Initialiser of planted blocks."""
     epochs: int = 20

@@ -27,13 +27,13 @@ def trace(
     example_inputs: Any = (),
     *,
     example_kwargs: Mapping[str, Any] | None = None,
-    grow_linear: bool = False,
+    grow_linear: bool = True,
     groups: Iterable[Group] = (),
 ) -> Plan:
     """Find the sites of ``model`` that can grow.
 
     A site is a set of layers whose channels grow together, and everything that reads these channels. In a chain it is
-    one convolution (or linear layer, with ``grow_linear``) whose output passes through norms, pointwise activations,
+    one convolution or linear layer whose output passes through norms, pointwise activations,
     pooling, dropout and flatten to one convolution or linear layer. Layers that meet in a residual sum or a gate
     (squeeze and excitation) form one site; after a concatenation the channels lie in the middle of what reads them;
     depthwise convolutions, PReLU, batch and instance norms grow along, grouped convolutions and group norms by whole
@@ -60,7 +60,7 @@ def trace(
             dataclasses; other values are constants of the trace. Of tensors only shapes, dtypes and devices are used;
             the first dimension of the first one counts the samples. Costs are for one sample of this shape.
         example_kwargs: keyword arguments beside positional ones, or alone.
-        grow_linear: offer hidden linear layers, too.
+        grow_linear: offer hidden linear layers, as in perceptrons and transformer blocks; False: convolutions alone.
         groups: sites named by hand, each in the place of the traced sites of its producers. Nothing is proved of them
             here: ``plantops.trace`` verifies them.
 
@@ -180,7 +180,7 @@ def _site(
         raise Refused("no layer reads its channels" if used else "its output is not used")
     readers = [str(event.node.target) for event in consumers]
     if not grow_linear and all(isinstance(modules[str(event.node.target)], nn.Linear) for event in producers):
-        raise Refused("a hidden linear layer: it can grow with trace(..., grow_linear=True)")
+        raise Refused("a hidden linear layer, and trace(..., grow_linear=False) leaves those out")
     names = [str(event.node.target) for event in producers]
     outputs = tuple(Output(widths(modules[name])[1], *partition.shape(name)) for name in names)
     step = outputs[0].step()

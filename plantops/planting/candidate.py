@@ -74,7 +74,7 @@ class Student:
     @classmethod
     def of(cls, model: nn.Module, around: Surroundings) -> Student:
         """Trace and measure ``model``."""
-        plan = trace(model, around.example_inputs, grow_linear=around.config.grow_linear)
+        plan = trace(model, around.example_inputs, grow_linear=around.config.grows_linear(model))
         return cls(model, plan, count_parameters(model), count_macs(model, around.train.shape))
 
     @property

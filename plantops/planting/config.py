@@ -6,7 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from torch import nn
+
 from plantops.errors import ArgumentError, ArgumentTypeError
+from plantops.models import PlantingNet
 from plantops.planting.gradmax import GradMax
 from plantops.train.batches import Augment
 from plantops.train.recipe import Recipe, check_choice, check_flag, check_minimum, check_rate, check_type
@@ -34,7 +37,8 @@ class PlanterConfig:
             than a tenth of what these growths gained. The search goes on from what is left. 0: never, as published.
         sites_per_round: a round grows the network at so many of its best sites, where that has a smaller held-out loss
             than the best alone; 1: one winner, as published.
-        grow_linear: hidden linear layers may grow too.
+        grow_linear: hidden linear layers may grow too; None: they do, but for the paper's network (``PlantingNet``),
+            whose published search plants convolutions alone.
         init: initialiser of planted blocks, as in ``plantops.plant``.
         objective: what planted blocks minimise: ``kl`` (the method), ``kd``, ``ce`` or ``adversarial``.
         temperature, alpha, discriminator_lr, lr, optimizer, momentum, weight_decay, schedule, batch_size, crop, flip,
@@ -69,7 +73,7 @@ class PlanterConfig:
     max_parameters: int | None = None
     select: str = "loss"
     prune_every: int = 0
-    grow_linear: bool = False
+    grow_linear: bool | None = None
     init: str | GradMax = "zero_in"
     objective: str = "kl"
     temperature: float = 1.0
@@ -121,13 +125,18 @@ class PlanterConfig:
             check_rate(f"{name}_lr", getattr(self, f"{name}_lr"))
         if self.path_epochs is not None:
             check_minimum("path_epochs", self.path_epochs, 0)
-        check_flag("grow_linear", self.grow_linear)
+        if self.grow_linear is not None:
+            check_flag("grow_linear", self.grow_linear)
         check_type("seed", self.seed, int)
         if not isinstance(self.init, GradMax):
             check_type("init", self.init, str)
         if isinstance(self.sites, str) or not all(isinstance(pattern, str) for pattern in self.sites):
             raise ArgumentTypeError(f"sites must be several patterns, as in ('layer3.*',), got {self.sites!r}")
         self.recipe()
+
+    def grows_linear(self, model: nn.Module) -> bool:
+        """Whether hidden linear layers of ``model`` may grow."""
+        return not isinstance(model, PlantingNet) if self.grow_linear is None else self.grow_linear
 
     def recipe(self, **changes: Any) -> Recipe:
         """How candidates are trained; ``changes`` replace fields of it. Raises ValueError as ``Recipe`` does."""

@@ -311,7 +311,7 @@ def check_experiment(experiment: Experiment, parts: DataParts) -> None:
         raise ArgumentError(
             f"max_parameters must be at least the initial network's {size}, got {config.max_parameters}"
         )
-    plan = trace(initial, (image,), grow_linear=config.grow_linear)
+    plan = trace(initial, (image,), grow_linear=config.grows_linear(initial))
     check_starts(config.init, plan, wanted_growths(config.channels, plan, config.sites))
 
 
@@ -369,7 +369,7 @@ def most_epochs(experiment: Experiment, trains_teacher: bool) -> int:
     """The epochs of the experiment if every round that is allowed is needed (one round where there is no limit)."""
     config = experiment.planter
     rounds = 1 if config.max_rounds is None else config.max_rounds
-    sites = len(config.channels) if isinstance(config.channels, Mapping) else 5 + config.grow_linear
+    sites = len(config.channels) if isinstance(config.channels, Mapping) else 5 + bool(config.grow_linear)
     winners = rounds * (config.epochs + config.joint_epochs)
     finetune = max(config.finetune_epochs, (config.path_epochs or 0) - winners)
     path = epochs_of(experiment.initial) + winners + finetune

@@ -47,7 +47,7 @@ def unpin(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, _Pinned):
             mode = vars(module).pop(_MODE)
-            module.__class__ = module._plain  # type: ignore[assignment]
+            module.__class__ = module._unpinned  # type: ignore[assignment]
             module.training = mode
 
 
@@ -68,7 +68,7 @@ def _has_statistics(module: nn.Module) -> bool:
 class _Pinned:
     """Put before a module's class: stays in ``eval()``."""
 
-    _plain: type[nn.Module]
+    _unpinned: type[nn.Module]
 
     def train(self, mode: bool = True) -> Any:
         super().train(mode)  # type: ignore[misc]
@@ -81,7 +81,7 @@ class _Pinned:
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         # The class is made on the fly and has no name to be found by; copy and pickle rebuild it from the plain one.
-        return (_blank, (self._plain,), *super().__reduce_ex__(protocol)[2:])
+        return (_blank, (self._unpinned,), *super().__reduce_ex__(protocol)[2:])
 
 
 class _PinnedNorm(_Pinned):
@@ -106,7 +106,7 @@ _CLASSES: dict[type, type[nn.Module]] = {}
 def _pinned(plain: type[nn.Module]) -> type[nn.Module]:
     if plain not in _CLASSES:
         bases: tuple[type, ...] = (_Pinned, plain)
-        own: dict[str, Any] = {"_plain": plain, "__module__": __name__}
+        own: dict[str, Any] = {"_unpinned": plain, "__module__": __name__}
         if issubclass(plain, _NormBase):
             bases = (_PinnedNorm, plain)
             if plain.__module__.startswith("torch.nn.modules."):

@@ -130,5 +130,5 @@ def _decided(
 
 
 def _sites(around: Surroundings, model: nn.Module, names: set[str]) -> Plan:
-    plan = trace(model, around.example_inputs, grow_linear=around.config.grow_linear)
+    plan = trace(model, around.example_inputs, grow_linear=around.config.grows_linear(model))
     return Plan([site for site in plan.values() if site.name in names])

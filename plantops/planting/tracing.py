@@ -27,7 +27,7 @@ def trace(
     example_inputs: Any = (),
     *,
     example_kwargs: Mapping[str, Any] | None = None,
-    grow_linear: bool = False,
+    grow_linear: bool = True,
     groups: Iterable[Group] = (),
     verify: bool = True,
 ) -> Plan:

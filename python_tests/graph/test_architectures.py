@@ -78,7 +78,7 @@ def test_architecture(name):
             if not parameter.any():
                 parameter.uniform_(0.1, 0.9)
     x = torch.randn(2, 3, side, side, dtype=torch.float64)
-    plan = trace(model, x, grow_linear=True)
+    plan = trace(model, x)
     assert len(plan) >= least, str(plan)
     layers = {n for n, m in model.named_modules() if isinstance(m, (torch.nn.Conv2d, torch.nn.Linear))}
     assert layers == {n for n in layers if n in plan} | set(plan.refusals)

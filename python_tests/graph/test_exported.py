@@ -188,10 +188,10 @@ def test_structures_are_the_same(name, monkeypatch):
         raise capture._Unfollowed("torch.fx is switched off")
 
     net = network(name)
-    expected = trace(net, X, grow_linear=True)
+    expected = trace(net, X)
     monkeypatch.setattr(capture, "_trace", unfollowed)
     monkeypatch.setattr(capture, "trace_sizes", unfollowed)
-    plan = trace(net, X, grow_linear=True)
+    plan = trace(net, X)
     if name == "linear gate":
         assert list(plan) == ["down"]
         assert "literal sizes (4, 4, 1, 1)" in plan.refusals["up"]

@@ -431,7 +431,7 @@ def test_subclasses_may_compute_anything():
 def test_shared_weights():
     model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3), nn.Linear(3, 2))
     model[1].weight = model[0].weight
-    plan = trace(model, torch.zeros(1, 3), grow_linear=True)
+    plan = trace(model, torch.zeros(1, 3))
     assert "shares its weight with 1" in plan.refusals["0"]
     assert "shares its weight with 0" in plan.refusals["1"]
     assert len(plan) == 0

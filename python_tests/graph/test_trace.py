@@ -21,7 +21,9 @@ def sequential(*modules, size=(2, 3, 8, 8)):
 
 @pytest.mark.parametrize("batch_norm", [False, True])
 def test_the_papers_network(batch_norm):
-    plan = trace(planting_net("cifar10", (8, 7, 6, 5, 4), batch_norm=batch_norm), torch.zeros(2, 3, 32, 32))
+    net, x = planting_net("cifar10", (8, 7, 6, 5, 4), batch_norm=batch_norm), torch.zeros(2, 3, 32, 32)
+    assert list(trace(net, x)) == [*(f"conv{i}" for i in range(1, 6)), "fc1"]
+    plan = trace(net, x, grow_linear=False)
     assert list(plan) == [f"conv{i}" for i in range(1, 6)]
     assert [site.width for site in plan.values()] == [8, 7, 6, 5, 4]
     assert [site.norms for site in plan.values()] == [(f"bn{i}",) if batch_norm else () for i in range(1, 6)]
@@ -32,7 +34,7 @@ def test_the_papers_network(batch_norm):
     assert plan["conv5"].consumers == (Consumer("fc1", 0, 16, 64),)
     assert (plan["conv1"].value_at_zero, plan["conv1"].slope_at_zero) == (0.0, 0.0)
     assert set(plan.refusals) == {"fc1", "fc2"}
-    assert "grow_linear=True" in plan.refusals["fc1"]
+    assert "grow_linear=False" in plan.refusals["fc1"]
     assert plan.refusals["fc2"] == "its channels are the model's output"
 
 
@@ -48,7 +50,7 @@ def test_costs_are_the_difference_that_one_channel_makes(layer, batch_norm):
 
 
 def test_costs_of_a_linear_site():
-    plan = trace(net_of([2] * 5), torch.zeros(1, 2, 8, 8), grow_linear=True)
+    plan = trace(net_of([2] * 5), torch.zeros(1, 2, 8, 8))
     assert (plan["fc1"].width, plan["fc1"].consumers) == (6, (Consumer("fc2", 0, 1, 6),))
     assert plan["fc1"].parameters_per_channel == 2 + 1 + 3
     assert plan["fc1"].macs_per_channel == 2 + 3
@@ -63,7 +65,7 @@ def test_strides_kernels_and_tokens_count_positions():
         def forward(self, x):
             return x + self.down(self.act(self.up(x)))
 
-    site = trace(Tokens(), torch.zeros(2, 5, 4), grow_linear=True)["up"]
+    site = trace(Tokens(), torch.zeros(2, 5, 4))["up"]
     assert site.macs_per_channel == 5 * (4 + 4)
     assert site.parameters_per_channel == 8
     assert site.slope_at_zero == pytest.approx(0.5)
@@ -196,7 +198,7 @@ def test_parts_and_their_costs():
 
 def test_norms_of_flat_features():
     model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4, affine=False), nn.ReLU(), nn.Linear(4, 2))
-    site = trace(model, torch.zeros(2, 3), grow_linear=True)["0"]
+    site = trace(model, torch.zeros(2, 3))["0"]
     assert site.norms == ("1",)
     assert site.parameters_per_channel == 3 + 1 + 2
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.BatchNorm1d(144), nn.Linear(144, 2))

@@ -67,7 +67,7 @@ GROWN = ("dense", "gate", "grouped in blocks", "volume", "gated in groups", "cro
 def grown(name):
     """The structure in float32, grown at all its sites at once, and what it was planted as."""
     net = network(name).float().eval()
-    plan = trace(net, WIDE, grow_linear=True)
+    plan = trace(net, WIDE)
     planted = plant(net, plan, {site.name: 2 * site.multiple for site in plan.values()}, "kaiming", generator=seeded(1))
     return merge(planted), planted
 

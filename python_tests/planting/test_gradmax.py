@@ -123,7 +123,7 @@ def test_more_probes_than_fit_one_pass():
 @pytest.mark.parametrize("name", ["conv1", "conv3", "conv5", "fc1"])
 def test_on_the_papers_network(name):
     net = paper_net().train()
-    site = planned(net, grow_linear=True)[name]
+    site = planned(net)[name]
     state, before = torch.get_rng_state(), trunk_hash(net)
     init = GradMax(images(), loss_fn)
     first, second = (plant(net, site, 2, init, generator=seeded(seed)) for seed in (0, 1))

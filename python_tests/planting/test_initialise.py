@@ -34,7 +34,7 @@ def sites_of(net: nn.Module, dtype: torch.dtype = torch.float64):
 @pytest.mark.parametrize("name", ["conv2", "conv5", "fc1"])
 def test_what_keeps_the_function_and_what_does_not(name, init, batch_norm):
     net = paper_net(batch_norm)
-    planted = plant(net, planned(net, grow_linear=True)[name], 2, init, generator=seeded(4))
+    planted = plant(net, planned(net)[name], 2, init, generator=seeded(4))
     if init == "kaiming":
         with pytest.raises(PlantingError, match="outputs differ by"):
             check_function_preserving(net, planted, images())

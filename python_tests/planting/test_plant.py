@@ -23,7 +23,7 @@ SITES = ["conv1", "conv2", "conv3", "conv4", "conv5", "fc1"]
 @pytest.mark.parametrize("name", SITES)
 def test_zero_in_keeps_the_function_and_adds_what_the_plan_says(name, batch_norm):
     net = paper_net(batch_norm)
-    site = planned(net, grow_linear=True)[name]
+    site = planned(net)[name]
     planted = plant(net, site, 3, generator=seeded())
     error = check_function_preserving(net, planted, images())
     assert error <= 4 * torch.finfo(torch.float32).eps * net.eval()(images()).abs().max()
@@ -38,7 +38,7 @@ def test_zero_in_keeps_the_function_and_adds_what_the_plan_says(name, batch_norm
 @pytest.mark.parametrize("name", SITES)
 def test_planted_and_merged_networks_agree_after_training(name, batch_norm):
     net = paper_net(batch_norm).train()
-    site = planned(net, grow_linear=True)[name]
+    site = planned(net)[name]
     planted = plant(net, site, 2, "kaiming", generator=seeded(1))
     before = trunk_hash(planted)
     start = copies(planted)
@@ -48,7 +48,7 @@ def test_planted_and_merged_networks_agree_after_training(name, batch_norm):
     check_function_preserving(planted, merged, images())
     assert trunk_hash(merged, site, 2) == trunk_hash(planted) == before == trunk_hash(net)
     assert list(merged.state_dict()) == list(net.state_dict())
-    grown = planned(merged, grow_linear=True)[name]
+    grown = planned(merged)[name]
     assert grown.width == site.width + 2
     assert {type(m) for m in merged.modules()} == {type(m) for m in net.modules()}
 
@@ -56,7 +56,7 @@ def test_planted_and_merged_networks_agree_after_training(name, batch_norm):
 @pytest.mark.parametrize("name", SITES)
 def test_gradients_into_planted_channels_alone_train_the_same(name):
     net = paper_net(batch_norm=True).double()
-    site = trace(net, images(dtype=torch.float64), grow_linear=True)[name]
+    site = trace(net, images(dtype=torch.float64))[name]
     gradients = []
     for input_grad in ("full", "planted"):
         planted = plant(net, site, 2, "kaiming", generator=seeded(), input_grad=input_grad)

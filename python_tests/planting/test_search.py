@@ -432,7 +432,7 @@ DATA = {"name": "images", "shape": [1, 8, 8], "num_classes": CLASSES, "mean": [0
 
 def test_grown_networks_of_any_kind_are_stored(tmp_path: Path) -> None:
     model = network(batch_norm=True)
-    plan = plantops.trace(model, torch.zeros(2, 1, 8, 8), grow_linear=True)
+    plan = plantops.trace(model, torch.zeros(2, 1, 8, 8))
     for site, channels in (("conv2", 3), ("fc1", 5)):
         model = plantops.merge(plantops.plant(model, plan[site], channels))
     save_network(tmp_path / "net", model, name="grown", role="planted", data=DATA)
@@ -576,6 +576,20 @@ def test_a_model_whose_steps_cannot_be_followed_is_pruned_by_calling_it() -> Non
     assert [pruned.round for pruned in result.prunings] == [1]
     with pytest.raises(ValueError, match="prune_every must be an integer of at least 0, got -1"):
         config(prune_every=-1)
+
+
+@pytest.mark.parametrize(
+    ("paper", "grow_linear", "expected"),
+    [(True, None, False), (True, True, True), (False, None, True), (False, False, False)],
+)
+def test_hidden_linear_layers_grow_but_for_the_papers_network(paper: bool, grow_linear: bool | None, expected: bool):
+    model: nn.Module = network()
+    if not paper:
+        head = [nn.Flatten(), nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, CLASSES)]
+        model = nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), nn.ReLU(), nn.Conv2d(2, 1, 1), *head)
+    search = Planter(model, network(6, 1), images(), images(18, 1), config(grow_linear=grow_linear))
+    linear = "fc1" if paper else "4"
+    assert (linear in search.initial.plan) == (linear in search.initial.widths) == expected
 
 
 @pytest.mark.filterwarnings("ignore:teacher:UserWarning")

@@ -24,7 +24,7 @@ IN_GROUPS = {"grouped in blocks"}  # no site of these starts as a copy
 
 
 def planned(net):
-    plan = trace(net, X, grow_linear=True)
+    plan = trace(net, X)
     return plan, {site.name: (2 + 2 * (i % 2)) * site.multiple for i, site in enumerate(plan.values())}
 
 
@@ -60,7 +60,7 @@ def test_promises(name, init):
     assert trunk_hash(merged, sites, channels) == before
     assert list(merged.state_dict()) == list(net.state_dict())
     assert [type(module) for module in merged.modules()] == [type(module) for module in net.modules()]
-    again = trace(merged, X, grow_linear=True)
+    again = trace(merged, X)
     assert {n: again[n].width for n in channels} == {n: plan[n].width + channels[n] for n in channels}
 
 

@@ -22,7 +22,7 @@ NAMES = ("residual", "dense", "grouped", "group norm", "slopes", "transposed", "
 def grown(name):
     net = network(name)
     for producer in STRUCTURES[name][3]:
-        site = plantops.trace(net, X, grow_linear=True)[producer]
+        site = plantops.trace(net, X)[producer]
         net = plantops.merge(plantops.plant(net, site, 2 * site.multiple, "kaiming", generator=seeded()))
     return net.eval()
 

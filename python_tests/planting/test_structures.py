@@ -22,7 +22,7 @@ X = torch.randn(4, 2, 8, 8, generator=seeded(3), dtype=torch.float64)
 @pytest.mark.parametrize("name", STRUCTURES)
 def test_sites_and_promises(name):
     net = network(name)
-    plan = trace(net, X, grow_linear=True)
+    plan = trace(net, X)
     expected = STRUCTURES[name][3]
     assert {site.name: site.producers for site in plan.values()} == expected, str(plan)
     assert set(plan.refusals) & {p for producers in expected.values() for p in producers} == set()
@@ -33,7 +33,7 @@ def test_sites_and_promises(name):
 @pytest.mark.parametrize("init", ["kaiming", "copy", "copy_pairs"])
 def test_initialisers_costs_and_merge(name, init):
     net = network(name).train()
-    for site in trace(net, X, grow_linear=True).values():
+    for site in trace(net, X).values():
         if init != "kaiming" and (site.multiple > 1 or site.outputs):
             with pytest.raises(ValueError, match=f"come in (parts or units|groups of {site.multiple})"):
                 plant(net, site, site.multiple, init)
@@ -57,7 +57,7 @@ def test_initialisers_costs_and_merge(name, init):
         assert trunk_hash(merged, site, channels) == before
         assert list(merged.state_dict()) == list(net.state_dict())
         assert [type(module) for module in merged.modules()] == [type(module) for module in net.modules()]
-        again = trace(merged, X, grow_linear=True)[site.name]
+        again = trace(merged, X)[site.name]
         assert again.width == site.width + channels
         assert again.parameters_per_channel >= site.parameters_per_channel
 
@@ -66,7 +66,7 @@ def test_initialisers_costs_and_merge(name, init):
 def test_gradients_are_those_of_the_grown_network(name):
     """Against the merged network, all of whose parameters train: the planted blocks get the same slices."""
     net = network(name)
-    for site in trace(net, X, grow_linear=True).values():
+    for site in trace(net, X).values():
         planted = plant(net, site, 2, "kaiming", generator=seeded(), input_grad="planted").eval()
         merged = copy.deepcopy(merge(planted)).eval()
         for model in (planted, merged):

@@ -21,11 +21,11 @@ X = torch.randn(2, 2, 8, 8, generator=seeded(3), dtype=torch.float64)
 def test_everything_offered_is_confirmed(name):
     net = network(name).train()
     state = torch.get_rng_state()
-    plan = plantops.trace(net, X, grow_linear=True)
-    assert plan == trace_graph(net, X, grow_linear=True)
+    plan = plantops.trace(net, X)
+    assert plan == trace_graph(net, X)
     assert torch.equal(torch.get_rng_state(), state)
     assert net.training
-    assert plantops.trace(net, torch.zeros_like(X), grow_linear=True) == plan
+    assert plantops.trace(net, torch.zeros_like(X)) == plan
 
 
 class Reversed(nn.Module):

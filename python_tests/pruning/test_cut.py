@@ -32,7 +32,7 @@ def masked(model: nn.Module, site: Site, channels: list[int]) -> nn.Module:
 @pytest.mark.parametrize("name", STRUCTURES)
 def test_removed_is_what_switched_off_computes(name: str):
     net = network(name)
-    plan = trace(net, X, grow_linear=True)
+    plan = trace(net, X)
     everything, off = {}, net
     for site in plan.values():
         number = site.blocks()
@@ -41,7 +41,7 @@ def test_removed_is_what_switched_off_computes(name: str):
         channels = site.block(number // 2)
         pruned = remove_channels(net, plan, {site.name: channels})
         check_function_preserving(masked(net, site, channels), pruned, X, tolerance=1e-12)
-        assert trace(pruned, X, grow_linear=True)[site.name].width == site.width - len(channels)
+        assert trace(pruned, X)[site.name].width == site.width - len(channels)
         lost = sum(p.numel() for p in net.parameters()) - sum(p.numel() for p in pruned.parameters())
         assert lost > 0
         if not {*site.producers} & {consumer.name for consumer in site.consumers}:

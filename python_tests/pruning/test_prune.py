@@ -23,7 +23,7 @@ NAMES = [name for name in STRUCTURES if STRUCTURES[name][3]]
 @pytest.mark.parametrize("name", NAMES)
 def test_scores_are_what_removal_costs(name: str):
     net = network(name).train()
-    plan = trace(net, X, grow_linear=True)
+    plan = trace(net, X)
     samples = [(X[:4], Y[:4]), (X[4:], Y[4:])]
     scores = loss_increases(net, plan, samples, at_once=2)
     base = mean_loss(net, samples)
