@@ -470,8 +470,8 @@ def qsne_kl(embedding: Tensor, p: Tensor, q: float = 2.0, *, exaggeration: float
 
     Returns:
         A number in the embedding's dtype. Memory beyond P is O(points) ("reference": O(points^2)). The forward computes
-        the gradient too and keeps it for backward. Double backward raises NotImplementedError. Points so far apart that every
-        kernel value underflows do not repel each other.
+        the gradient too and keeps it for backward. Double backward raises NotImplementedError. Points so far apart that
+        every kernel value underflows do not repel each other.
 
     Raises:
         ValueError: shapes, layout, device, q, exaggeration, impl, or a `p` that requires grad.

@@ -17,7 +17,7 @@ import torch
 
 from plantops._extension import REBUILD_CUDA, STATUS
 from plantops.errors import ArgumentError
-from plantops.ops import _triton, _tuned
+from plantops.ops import _flops, _triton, _tuned
 
 IMPLS = ("auto", "reference", "aten", "native", "triton")
 
@@ -57,6 +57,7 @@ def define(
     key: Callable[..., _tuned.Key] | None = None,
     native: bool = True,
     check: Callable[..., None] | None = None,
+    flops: Callable[..., int] | None = None,
 ) -> Callable[..., Any]:
     """Defines `plantops::<stem><schema>` and returns a function that calls it.
 
@@ -66,6 +67,7 @@ def define(
     (`_tuned`) says of the call's `key`, and ATen without a row, without a key, or where that implementation refuses.
 
     `check` is called with the arguments of every call that no compiled kernel takes, and of a fake one, without `impl`.
+    `flops` counts the work of a call, from the arguments with shapes for tensors (`_flops`).
     An op with factors of type float has a second overload, `plantops::<stem>.tensors`, that takes a tensor for each:
     for factors that change between compiled calls (`_numbers`).
 
@@ -131,6 +133,8 @@ def define(
     if floats:
         add(_public, f"{stem}.tensors", schema.replace("float ", "Tensor "), kernel_of_tensors)
         with_tensors = packet.tensors
+    if flops is not None:
+        _flops.register(packet, flops)
     _ops[stem] = op
     return overload if choose is _aten and key is None and not floats else resolved
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from plantops.ops import _registry, _triton
 from plantops.ops._layout import empty, memory_format
-from plantops.ops.planted_conv2d import aten, auto, checks, reference, shapes
+from plantops.ops.planted_conv2d import aten, auto, checks, flops, reference, shapes
 
 TRITON = "plantops.ops.planted_conv2d.triton"
 
@@ -102,6 +102,7 @@ forward_op = _registry.define(
     choose=auto.choose_forward,
     check=checks.check_forward,
     key=auto.forward_key,
+    flops=flops.forward,
 )
 backward_op = _registry.define(
     "planted_conv2d_backward",
@@ -119,4 +120,5 @@ backward_op = _registry.define(
     choose=auto.choose_backward,
     check=checks.check_backward,
     key=auto.backward_key,
+    flops=flops.backward,
 )

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from plantops.ops import _registry, _triton
-from plantops.ops.planted_linear import aten, auto, reference
+from plantops.ops.planted_linear import aten, auto, flops, reference
 
 TRITON = "plantops.ops.planted_linear.triton"
 
@@ -69,6 +69,7 @@ forward_op = _registry.define(
     },
     fake=_fake,
     key=auto.forward_key,
+    flops=flops.forward,
     native=False,
 )
 backward_op = _registry.define(
@@ -83,5 +84,6 @@ backward_op = _registry.define(
     },
     fake=_fake_backward,
     key=auto.backward_key,
+    flops=flops.backward,
     native=False,
 )
