@@ -34,7 +34,7 @@ from plantops.bench.record import read_csv
 from plantops.graph.forward import Forward
 from plantops.models import planting_net
 from plantops.planting import Planter, PlanterConfig, merge
-from plantops.planting.candidate import Growth, Student, plant_growth, sweep_loop
+from plantops.planting.candidate import Proposal, Student, plant_proposal, sweep_loop
 from plantops.planting.search import wanted_growths
 from plantops.planting.sweep.features import FeatureStore
 from plantops.planting.sweep.graphs import CudaGraphs
@@ -94,8 +94,8 @@ def surroundings(case: Case, args: argparse.Namespace, told: bool = False, **cha
     )
 
 
-def growths_of(planter: Planter, case: Case) -> list[Growth]:
-    return wanted_growths(case.channels, planter.initial.plan)[: case.sites]
+def proposals_of(planter: Planter, case: Case) -> list[Proposal]:
+    return [Proposal.of(growth) for growth in wanted_growths(case.channels, planter.initial.plan)[: case.sites]]
 
 
 def shared_step(planter: Planter, case: Case, captured: bool = False) -> Callable[[], None]:
@@ -107,12 +107,12 @@ def shared_step(planter: Planter, case: Case, captured: bool = False) -> Callabl
         model.to(memory_format=torch.channels_last)
     forward = Forward.of(model, around.example_inputs)
     members = []
-    for growth, candidate in zip(
-        growths_of(planter, case), planted(around, student, growths_of(planter, case)), strict=True
+    for proposal, candidate in zip(
+        proposals_of(planter, case), planted(around, student, proposals_of(planter, case)), strict=True
     ):
         if recipe.channels_last:
             candidate.to(memory_format=torch.channels_last)
-        members.append(Member(candidate, make_program(forward, student.plan[growth.site], candidate)))
+        members.append(Member(candidate, make_program(forward, [student.plan[proposal.name]], candidate)))
     trunk = Trunk(forward, [name for member in members for name in member.program.kept], recipe.precision)
     store = FeatureStore(trunk, None, around.config.sweep_memory)
     features = store.of(around.train, recipe.augment.variants, recipe.channels_last)
@@ -148,11 +148,11 @@ def on_gpu(args: argparse.Namespace) -> bool:
 
 def loops(planter: Planter, case: Case, compiled: bool) -> dict[str, Loop]:
     """The loops with cached logits, in the package's layers and in plain torch."""
-    around, student, growths = planter.around, planter.initial, growths_of(planter, case)
-    plain = [split_cat(student, growth) for growth in growths]
+    around, student, proposals = planter.around, planter.initial, proposals_of(planter, case)
+    plain = [split_cat(student, proposal.growths[0]) for proposal in proposals]
     suffix = ", compiled" if compiled else ""
     return {
-        f"loop, cached logits{suffix}": Loop(around, planted(around, student, growths), compiled=compiled),
+        f"loop, cached logits{suffix}": Loop(around, planted(around, student, proposals), compiled=compiled),
         f"split + cat, cached{suffix}": Loop(around, plain, compiled=compiled),
     }
 
@@ -181,7 +181,7 @@ def plain_steps(case: Case, args: argparse.Namespace) -> dict[str, Callable[[], 
     variants = shared(planter, case, args)
     # The loop that asks the teacher is only slower where more candidates or more images ask.
     if case.sites == 5 and case.batch <= 128:
-        models = planted(planter.around, planter.initial, growths_of(planter, case))
+        models = planted(planter.around, planter.initial, proposals_of(planter, case))
         variants["loop, teacher each"] = Loop(planter.around, models, teacher_of(planter)).step()
     return variants | both_ways(loops(planter, case, False), args)
 
@@ -197,7 +197,7 @@ def crops_steps(case: Case, args: argparse.Namespace) -> dict[str, Callable[[], 
     planter, told = (surroundings(case, args, told, crop=4, flip=True) for told in (False, True))
     around, teacher = planter.around, teacher_of(planter)
     batch = around.train.normalise(around.train.images[: case.batch])
-    models = planted(around, planter.initial, growths_of(planter, case))
+    models = planted(around, planter.initial, proposals_of(planter, case))
 
     def asked() -> Tensor:
         with torch.no_grad():
@@ -251,13 +251,15 @@ def measure_search(part: str, case: Case, args: argparse.Namespace) -> list[dict
         planter = surroundings(case, args, epochs=args.search_epochs)
         student, spent, peak = planter.initial, 0.0, 0
         for round in range(1, args.search_rounds + 1):
-            growths = growths_of(planter, case)
-            run = partial(sweep, planter, student, round, growths)
+            proposals = proposals_of(planter, case)
+            run = partial(sweep, planter, student, round, proposals)
             began = time.perf_counter()
             peak = max(peak, peak_bytes(run, args.device))
             spent += time.perf_counter() - began
             around = planter.around
-            student = Student.of(merge(plant_growth(around, student, round, growths[round % len(growths)])), around)
+            student = Student.of(
+                merge(plant_proposal(around, student, round, proposals[round % len(proposals)])), around
+            )
         row = {**vars(case), "part": part, "variant": name, "seconds": round_to(spent), "peak_bytes": peak}
         row |= {"images": args.images, "epochs": args.search_epochs, "rounds": args.search_rounds}
         row["ratio"] = round_to(spent / (rows[0]["seconds"] if rows else spent))
@@ -269,19 +271,21 @@ def round_to(value: float) -> float:
     return round(value, 3)
 
 
-Sweep = Callable[[Planter, Student, int, list[Growth]], Any]
+Sweep = Callable[[Planter, Student, int, list[Proposal]], Any]
 
 
 def searches(part: str, case: Case) -> dict[str, Sweep]:
     """What trains the candidates of a round."""
 
     def package(sweep: Callable[..., Any]) -> Sweep:
-        return lambda planter, student, round, growths: sweep(planter.around, student, round, growths)
+        return lambda planter, student, round, proposals: sweep(planter.around, student, round, proposals)
 
     def loop(teacher: bool, plain: bool, compiled: bool) -> Sweep:
-        def run(planter: Planter, student: Student, round: int, growths: list[Growth]) -> None:
+        def run(planter: Planter, student: Student, round: int, proposals: list[Proposal]) -> None:
             around = planter.around
-            models = [split_cat(student, g) for g in growths] if plain else planted(around, student, growths)
+            models = (
+                [split_cat(student, p.growths[0]) for p in proposals] if plain else planted(around, student, proposals)
+            )
             Loop(around, models, teacher_of(planter) if teacher else None, compiled).train()
 
         return run

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from plantops.planting.candidate import Growth, Student, Surroundings, plant_growth
+from plantops.planting.candidate import Growth, Proposal, Student, Surroundings, plant_proposal
 from plantops.planting.sweep.graphs import Captured, Graphs
 from plantops.train.batches import Batch, epoch_batches
 from plantops.train.data import ImageData
@@ -164,9 +164,9 @@ class Asked(TeacherLogits):
             yield batch, logits
 
 
-def planted(around: Surroundings, student: Student, growths: list[Growth]) -> list[nn.Module]:
+def planted(around: Surroundings, student: Student, proposals: list[Proposal]) -> list[nn.Module]:
     """The candidates in the package's layers."""
-    return [plant_growth(around, student, 1, growth) for growth in growths]
+    return [plant_proposal(around, student, 1, proposal) for proposal in proposals]
 
 
 @contextlib.contextmanager

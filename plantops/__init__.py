@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from plantops import functional, models, nn
     from plantops.graph import Group, Plan, Site
     from plantops.planting import Planter, PlanterConfig, PlanterResult, carry_state, load, save, trace
+    from plantops.planting.fold import fold_batch_norm
     from plantops.planting.merge import merge
     from plantops.planting.plant import plant
     from plantops.pruning import PruneResult, prune
@@ -35,6 +36,7 @@ __all__ = [
     "PruneResult",
     "Site",
     "carry_state",
+    "fold_batch_norm",
     "functional",
     "load",
     "merge",
@@ -50,7 +52,18 @@ _HOMES = {
     **dict.fromkeys(("Group", "Plan", "Site"), "graph"),
     **dict.fromkeys(("PruneResult", "prune"), "pruning"),
     **dict.fromkeys(
-        ("Planter", "PlanterConfig", "PlanterResult", "carry_state", "load", "merge", "plant", "save", "trace"),
+        (
+            "Planter",
+            "PlanterConfig",
+            "PlanterResult",
+            "carry_state",
+            "fold_batch_norm",
+            "load",
+            "merge",
+            "plant",
+            "save",
+            "trace",
+        ),
         "planting",
     ),
 }

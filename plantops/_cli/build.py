@@ -207,9 +207,15 @@ def planter_config(options: PlantOptions, device: torch.device) -> PlanterConfig
         grow_linear=options.grow_linear or None,
         channels_last=options.channels_last and (options.sweep == "loop" or device.type != "cpu"),
         channels=channels(options.channels),
-        sites=tuple(part.strip() for part in options.sites.split(",") if part.strip()),
+        sites=_words(options.sites),
+        compound=_words(options.compound),
         path_epochs=None if path is None else max(0, path - options.initial_epochs),
     )
+
+
+def _words(text: str) -> tuple[str, ...]:
+    """What stands between commas."""
+    return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
 def recipe(optimizer: OptimizerOptions, machine: MachineOptions, **fields: Any) -> Recipe:

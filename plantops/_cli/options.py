@@ -194,6 +194,8 @@ class SearchOptions:
     """A round grows at so many of its best sites, where that is better on the held-out part than the best alone."""
     prune_every: int = 0
     """After every so many growths, prune channels for at most a tenth of the held-out loss gained; 0: never."""
+    compound: str = ""
+    """Sites that may grow together in a candidate: pairs of neighbours, all in proportion, or both, as in pairs,all."""
     sweep: Literal["shared", "loop"] = "shared"
     """The candidates of a round in one pass over the data, or one after the other (the same training, slower)."""
     sweep_memory: int = 4 << 30

@@ -61,7 +61,6 @@ class PlantingNet(nn.Module):
             if value < 1:
                 raise ArgumentError(f"{name} must be at least 1, got {value}")
         self.pool_after = _checked_pools(pool_after, image_size)
-        self.batch_norm = batch_norm
 
         # On the meta device torch's own initialisation draws nothing from the global generator.
         device = None if generator is None else torch.device("meta")
@@ -79,6 +78,12 @@ class PlantingNet(nn.Module):
         if generator is not None:
             self.to_empty(device="cpu")
             _reset(self, generator)
+
+    @property
+    def batch_norm(self) -> bool:
+        """Whether norms follow the convolutions; no longer once they are folded (``plantops.fold_batch_norm``)."""
+        norm = self._modules.get("bn1")
+        return norm is not None and not isinstance(norm, nn.Identity)
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """Logits ``[N, num_classes]`` of the images ``input [N, in_channels, image_size, image_size]``."""

@@ -16,10 +16,7 @@ def _shared(name: str) -> Any:
     def get(new: _NewChannels) -> Tensor | None:
         return getattr(new._of[0], f"{name}_out")
 
-    def put(new: _NewChannels, value: Tensor | None) -> None:
-        setattr(new._of[0], f"{name}_out", value)
-
-    return property(get, put)
+    return property(get)
 
 
 class _NewChannels:

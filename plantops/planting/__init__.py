@@ -3,6 +3,7 @@
 from plantops.planting.carry import carry_state
 from plantops.planting.check import PlantingError, check_function_preserving
 from plantops.planting.config import PlanterConfig
+from plantops.planting.fold import fold_batch_norm
 from plantops.planting.gradmax import GradMax
 from plantops.planting.initialise import INITIALISERS
 from plantops.planting.merge import merge
@@ -25,6 +26,7 @@ __all__ = [
     "carry_state",
     "check_function_preserving",
     "find_network",
+    "fold_batch_norm",
     "load",
     "load_network",
     "merge",

@@ -1,4 +1,4 @@
-"""One candidate of a round: a copy of the student with planted blocks at one site, trained from the teacher."""
+"""One candidate of a round: a copy of the student with planted blocks at one site or several, which alone train."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import nn
 from plantops.graph import Plan, trace
 from plantops.models import count_macs, count_parameters
 from plantops.planting.config import PlanterConfig
+from plantops.planting.merge import merge
 from plantops.planting.plant import plant
 from plantops.planting.trunk import trunk_state
 from plantops.train.data import ImageData
@@ -31,10 +32,33 @@ class Growth:
 
 
 @dataclass(frozen=True)
+class Proposal:
+    """What one candidate grows: a site, or several sites together.
+
+    Attributes:
+        name: of the site; ``conv1+conv2`` for a pair; ``all`` for every site of the round.
+        growths: one for each site, in execution order.
+    """
+
+    name: str
+    growths: tuple[Growth, ...]
+
+    @classmethod
+    def of(cls, growth: Growth) -> Proposal:
+        """One site alone."""
+        return cls(growth.site, (growth,))
+
+    @property
+    def channels(self) -> dict[str, int]:
+        """New channels by site."""
+        return {growth.site: growth.channels for growth in self.growths}
+
+
+@dataclass(frozen=True)
 class Candidate:
     """What a trained candidate is worth. A loss that is None was not finite: the training diverged."""
 
-    growth: Growth
+    proposal: Proposal
     key: str
     parameters: int
     added_parameters: int
@@ -43,6 +67,11 @@ class Candidate:
     val_accuracy: float | None
     train_loss: float | None
     seconds: float
+
+    @property
+    def name(self) -> str:
+        """Of its proposal."""
+        return self.proposal.name
 
     @property
     def loss(self) -> float:
@@ -70,48 +99,56 @@ class Student:
     plan: Plan
     parameters: int
     macs: int
+    shape: tuple[int, ...]
 
     @classmethod
     def of(cls, model: nn.Module, around: Surroundings) -> Student:
         """Trace and measure ``model``."""
         plan = trace(model, around.example_inputs, grow_linear=around.config.grows_linear(model))
-        return cls(model, plan, count_parameters(model), count_macs(model, around.train.shape))
+        shape = tuple(around.train.shape)
+        return cls(model, plan, count_parameters(model), count_macs(model, shape), shape)
 
     @property
     def widths(self) -> dict[str, int]:
         return {name: site.width for name, site in self.plan.items()}
 
-    def parameters_after(self, growth: Growth) -> int:
-        """Parameters of the network once it has grown."""
-        return self.parameters + growth.channels * self.plan[growth.site].parameters_per_channel
-
-    def macs_after(self, growth: Growth) -> int:
-        """Multiply-accumulates of the grown network for one sample."""
-        return self.macs + growth.channels * self.plan[growth.site].macs_per_channel
-
-
-def plant_growth(around: Surroundings, student: Student, round: int, growth: Growth) -> nn.Module:
-    """A planted copy of ``student``, initialised by (seed, round, site) alone."""
-    own = generator(around.config.seed, "init", round, growth.site)
-    site = student.plan[growth.site]
-    return plant(student.model, site, growth.channels, init=around.config.init, generator=own, input_grad="planted")
+    def size_after(self, proposal: Proposal) -> tuple[int, int]:
+        """Parameters, and multiply-accumulates for one sample, of the network once it has grown."""
+        if len(proposal.growths) == 1:
+            (growth,) = proposal.growths
+            site = self.plan[growth.site]
+            return (
+                self.parameters + growth.channels * site.parameters_per_channel,
+                self.macs + growth.channels * site.macs_per_channel,
+            )
+        # New filters of one site read the new channels of another: only the grown network tells how many weights.
+        grown = merge(plant(self.model, [self.plan[name] for name in proposal.channels], proposal.channels))
+        return count_parameters(grown), count_macs(grown, self.shape)
 
 
-def key_of(round: int, growth: Growth) -> str:
+def plant_proposal(around: Surroundings, student: Student, round: int, proposal: Proposal) -> nn.Module:
+    """A planted copy of ``student``, initialised by (seed, round, sites) alone."""
+    own = generator(around.config.seed, "init", round, proposal.name)
+    sites = [student.plan[name] for name in proposal.channels]
+    channels = proposal.channels
+    return plant(student.model, sites, channels, init=around.config.init, generator=own, input_grad="planted")
+
+
+def key_of(round: int, proposal: Proposal) -> str:
     """The key of a candidate's training in the run."""
-    return f"round-{round}/{growth.site}"
+    return f"round-{round}/{proposal.name}"
 
 
-def sweep_loop(around: Surroundings, student: Student, round: int, growths: list[Growth]) -> list[Candidate]:
+def sweep_loop(around: Surroundings, student: Student, round: int, proposals: list[Proposal]) -> list[Candidate]:
     """All candidates of a round, one after the other: the readable reference of what a sweep computes."""
     config, session = around.config, around.session
 
-    def share(growth: Growth, owner: int) -> Share:
-        part = Part(key_of(round, growth), growth.site, {"round": round, "site": growth.site})
-        return Share(owner, [part], lambda: Alone(make_trainer(growth)))
+    def share(proposal: Proposal, owner: int) -> Share:
+        part = Part(key_of(round, proposal), proposal.name, {"round": round, "site": proposal.name})
+        return Share(owner, [part], lambda: Alone(make_trainer(proposal)))
 
-    def make_trainer(growth: Growth) -> Trainer:
-        planted = plant_growth(around, student, round, growth)
+    def make_trainer(proposal: Proposal) -> Trainer:
+        planted = plant_proposal(around, student, round, proposal)
         frozen = trunk_state(planted)
         return Trainer(
             planted,
@@ -125,24 +162,26 @@ def sweep_loop(around: Surroundings, student: Student, round: int, growths: list
             batch_done=session.progress.batch,
         )
 
-    owners = spread([1.0] * len(growths), session.workers)
-    shares = [share(growth, owner) for growth, owner in zip(growths, owners, strict=True)]
+    owners = spread([1.0] * len(proposals), session.workers)
+    shares = [share(proposal, owner) for proposal, owner in zip(proposals, owners, strict=True)]
     finished = session.fit_spread(shares, phase="candidate")
     return [
-        record_candidate(around, student, round, growth, work)
-        for growth, (work,) in zip(growths, finished, strict=True)
+        record_candidate(around, student, round, proposal, work)
+        for proposal, (work,) in zip(proposals, finished, strict=True)
     ]
 
 
-def record_candidate(around: Surroundings, student: Student, round: int, growth: Growth, work: Finished) -> Candidate:
+def record_candidate(
+    around: Surroundings, student: Student, round: int, proposal: Proposal, work: Finished
+) -> Candidate:
     """What a trained candidate is worth, written down."""
-    parameters = student.parameters_after(growth)
+    parameters, macs = student.size_after(proposal)
     candidate = Candidate(
-        growth,
-        key_of(round, growth),
+        proposal,
+        key_of(round, proposal),
         parameters,
         parameters - student.parameters,
-        student.macs_after(growth),
+        macs,
         work.result["val_loss"],
         work.result["val_accuracy"],
         work.result["train_loss"],
@@ -151,8 +190,8 @@ def record_candidate(around: Surroundings, student: Student, round: int, growth:
     around.session.record(
         "candidate",
         round=round,
-        site=growth.site,
-        channels=growth.channels,
+        site=proposal.name,
+        channels=sum(proposal.channels.values()),
         parameters=candidate.parameters,
         added_parameters=candidate.added_parameters,
         macs=candidate.macs,

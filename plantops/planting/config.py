@@ -17,6 +17,7 @@ from plantops.train.teacher_views import MEMORY
 
 SELECTIONS = ("loss", "loss_per_parameter")
 SWEEPS = ("shared", "loop")
+COMPOUNDS = ("pairs", "all")
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,10 @@ class PlanterConfig:
         sites: only sites of which a producer matches one of these shell patterns (``layer3.*``); none: all.
         epochs: how long each candidate trains.
         max_rounds: stop after so many rounds; None: no limit.
-        max_parameters: a candidate that would have more parameters is not trained; None: no limit.
+        max_parameters: no candidate has more parameters: it grows by fewer channels, or, where not even half of them
+            fit, is not trained; None: no limit.
+        compound: which sites may grow together in one candidate, besides every site alone: ``pairs`` of neighbours,
+            ``all`` sites in proportion to their widths, both or none (as published). Not with ``GradMax``.
         select: ``loss``: the candidate with the smallest held-out cross entropy wins; ``loss_per_parameter``: the one
             with the largest decrease of it per added parameter. Either way it has to beat the network as it is.
         prune_every: behind every so many growths the trunk loses channels, at the sites that may grow: those that it
@@ -71,6 +75,7 @@ class PlanterConfig:
     epochs: int = 10
     max_rounds: int | None = None
     max_parameters: int | None = None
+    compound: tuple[str, ...] = ()
     select: str = "loss"
     prune_every: int = 0
     grow_linear: bool | None = None
@@ -114,6 +119,10 @@ class PlanterConfig:
             check_minimum("max_rounds", self.max_rounds, 0)
         if self.max_parameters is not None:
             check_minimum("max_parameters", self.max_parameters, 1)
+        for compound in self.compound:
+            check_choice("compound", compound, COMPOUNDS)
+        if self.compound and isinstance(self.init, GradMax):
+            raise ValueError(f"compound must be empty with init=GradMax, which starts one site, got {self.compound}")
         check_choice("select", self.select, SELECTIONS)
         check_choice("sweep", self.sweep, SWEEPS)
         check_minimum("prune_every", self.prune_every, 0)

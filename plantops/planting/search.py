@@ -18,7 +18,7 @@ from torch import nn
 
 from plantops.errors import ArgumentError
 from plantops.graph import Plan
-from plantops.planting.candidate import Candidate, Growth, Student, Surroundings, sweep_loop
+from plantops.planting.candidate import Candidate, Growth, Proposal, Student, Surroundings, sweep_loop
 from plantops.planting.config import PlanterConfig
 from plantops.planting.given import check_networks, first_logits, image_parts
 from plantops.planting.gradmax import GradMax
@@ -26,6 +26,7 @@ from plantops.planting.joint import train_jointly
 from plantops.planting.keeping import Discarded, judge_teacher, why_all_diverged
 from plantops.planting.plant import why_not_started
 from plantops.planting.preflight import check_training
+from plantops.planting.proposals import propose
 from plantops.planting.pruned import HOW, SAMPLES, Pruned, prune_student
 from plantops.planting.sweep.round import sweep_shared
 from plantops.planting.winners import grown_together, ranked
@@ -240,11 +241,11 @@ class Planter:
         config = self.config
         plan, limit = state.student.plan, config.max_parameters
         growths = wanted_growths(config.channels, plan, config.sites)
-        affordable = [g for g in growths if limit is None or state.student.parameters_after(g) <= limit]
+        affordable = propose(state.student, growths, config.compound, limit)
         if not affordable:
             return "max_params"
-        # What could be started at first need not be startable behind a pruning: copies are of old channels.
-        affordable = [g for g in affordable if why_not_started(config.init, plan[g.site], g.channels) is None]
+        # What could be started at first need not be startable after a pruning: copies are of old channels.
+        affordable = [one for one in affordable if _can_start(config.init, plan, one)]
         if not affordable:
             return "no site can be started"
         session.progress.stage(
@@ -264,7 +265,7 @@ class Planter:
         student, winners, grown_val = self._grown(state.student, round, ranking)
         val: dict[str, Any] | None = grown_val
         session.forget(candidate.key for candidate in candidates if candidate not in winners)
-        state.history += [winner.growth for winner in winners]
+        state.history += [growth for winner in winners for growth in winner.proposal.growths]
         if self.config.joint_epochs:
             epochs, lr, before = self.config.joint_epochs, self.config.joint_lr, grown_val["loss"]
             model, seconds, discarded = train_jointly(self.around, student.model, "joint", round, epochs, lr, before)
@@ -327,8 +328,8 @@ class Planter:
             val = session.once(f"val-score/{round}", lambda: self._score(student.model, around.val))
         summary = Round(
             round,
-            ", ".join(winner.growth.site for winner in winners) or None,
-            sum(winner.growth.channels for winner in winners),
+            ", ".join(name for winner in winners for name in winner.proposal.channels) or None,
+            sum(sum(winner.proposal.channels.values()) for winner in winners),
             student.widths,
             student.parameters,
             student.macs,
@@ -344,6 +345,10 @@ class Planter:
     def _score(self, model: nn.Module, data: ImageData) -> dict[str, Any]:
         score = evaluate(model, data, precision=self.config.precision, channels_last=self.config.channels_last)
         return {"loss": finite(score.loss), "accuracy": score.accuracy}
+
+
+def _can_start(init: str | GradMax, plan: Plan, proposal: Proposal) -> bool:
+    return all(why_not_started(init, plan[site], channels) is None for site, channels in proposal.channels.items())
 
 
 def check_starts(init: str | GradMax, plan: Plan, growths: Sequence[Growth]) -> None:

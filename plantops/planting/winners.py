@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from plantops.errors import ArgumentError
-from plantops.planting.candidate import Candidate, Student, Surroundings, plant_growth
+from plantops.planting.candidate import Candidate, Student, Surroundings, plant_proposal
 from plantops.planting.merge import merge
 from plantops.planting.plant import plant
 from plantops.planting.trunk import trunk_state
@@ -39,10 +39,15 @@ def grown(around: Surroundings, student: Student, round: int, winners: Sequence[
     """
     blocks = [around.session.tensors(winner.key) for winner in winners]
     if len(winners) == 1:
-        planted = plant_growth(around, student, round, winners[0].growth)
+        planted = plant_proposal(around, student, round, winners[0].proposal)
         load_tensors(planted, blocks[0])
     else:
-        channels = {winner.growth.site: winner.growth.channels for winner in winners}
+        channels: dict[str, int] = {}
+        for winner in winners:
+            shared = channels.keys() & winner.proposal.channels.keys()
+            if shared:
+                raise InOnePlace(f"blocks must have {min(shared)} once, {winner.name} has it again")
+            channels.update(winner.proposal.channels)
         planted = plant(student.model, [student.plan[site] for site in channels], channels)
         fill(planted, blocks)
     return Student.of(merge(planted), around)

@@ -281,10 +281,9 @@ def _settings(optimizer: Optimizer, group: dict[str, Any], memo: dict[int, Any])
     defaults, settings = optimizer.defaults, {}
     for key, value in group.items():
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        counts = number and key not in defaults and ("lr" in defaults or key == "step")
-        if key in ("params", "param_names") or counts:
+        if key in ("params", "param_names") or (number and key not in defaults):
             continue
-        kept = not number or key == "lr" or key.startswith("beta") or key not in defaults
+        kept = not number or key == "lr" or key.startswith("beta")
         settings[key] = copy.deepcopy(value if kept else defaults[key], memo)
         if number and ("weight_decay" in key or key == "wd"):
             settings[key] = 0.0

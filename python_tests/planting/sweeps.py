@@ -10,7 +10,8 @@ from torch.nn import functional as F
 
 from plantops.models import PlantingNet
 from plantops.planting import Planter, PlanterConfig
-from plantops.planting.candidate import Candidate, plant_growth
+from plantops.planting.candidate import Candidate, plant_proposal
+from plantops.planting.proposals import propose
 from plantops.planting.search import wanted_growths
 from plantops.train.data import ImageData
 from plantops.train.run import Run, read_run
@@ -111,11 +112,12 @@ def trained(search: Planter, sweep: Any, sites: list[str] | None = None) -> Trai
     """Candidates of one round, and for each what its blocks were and have become."""
     around, student = search.around, search.initial
     growths = [growth for growth in wanted_growths(2, student.plan) if sites is None or growth.site in sites]
+    proposals = propose(student, growths, search.config.compound, None)
     starts = []
-    for growth in growths:
-        state = plant_growth(around, student, 1, growth).state_dict()
+    for proposal in proposals:
+        state = plant_proposal(around, student, 1, proposal).state_dict()
         starts.append({name: tensor.double().clone() for name, tensor in state.items()})
-    candidates = sweep(around, student, 1, growths)
+    candidates = sweep(around, student, 1, proposals)
     ends, begins = [], []
     for candidate, start in zip(candidates, starts, strict=True):
         blocks = around.session.tensors(candidate.key)

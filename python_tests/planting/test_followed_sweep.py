@@ -168,7 +168,7 @@ def test_shared_is_the_loop(kind: str, tmp_path: Path) -> None:
     assert len(loop) == len(shared) >= 1
     for a, b, begin, want, got in zip(loop, shared, start, expected, actual, strict=True):
         assert (want - begin).norm() > 1e-3 * want.norm(), "nothing was trained"
-        assert (got - want).norm() <= 1e-3 * (want - begin).norm(), a.growth.site
+        assert (got - want).norm() <= 1e-3 * (want - begin).norm(), a.name
         assert a.loss == pytest.approx(b.loss, rel=1e-4)
 
 

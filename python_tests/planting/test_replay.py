@@ -40,7 +40,7 @@ def run_and_replayed(graphs: list[RecordedGraphs], monkeypatch: pytest.MonkeyPat
         run, _, want = trained(planter(**search), one_pass.sweep_shared)
     for one, other, begin, left, right in zip(run, replayed, start, want, got, strict=True):
         assert not torch.equal(begin, left), "nothing was trained"
-        assert torch.equal(left, right), one.growth.site
+        assert torch.equal(left, right), one.name
         assert (one.loss, one.val_accuracy, one.train_loss) == (other.loss, other.val_accuracy, other.train_loss)
     assert all(one.closed == 1 for one in graphs)
 

@@ -14,7 +14,7 @@ import plantops
 from plantops import Planter, PlanterConfig
 from plantops.models import PlantingNet, count_macs, count_parameters
 from plantops.planting import pruned as pruned_between_rounds
-from plantops.planting.candidate import Candidate, Growth
+from plantops.planting.candidate import Candidate, Growth, Proposal
 from plantops.planting.experiment import Comparison, Experiment, Family, check_experiment, run_experiment
 from plantops.planting.gradmax import GradMax
 from plantops.planting.networks import find_network, load_network, save_network
@@ -73,7 +73,7 @@ def same_bits(one: nn.Module, other: nn.Module) -> bool:
 
 
 def candidate(site: str, loss: float | None, added: int) -> Candidate:
-    return Candidate(Growth(site, 1), site, 100 + added, added, 0, loss, 0.5, 0.1, 0.0)
+    return Candidate(Proposal.of(Growth(site, 1)), site, 100 + added, added, 0, loss, 0.5, 0.1, 0.0)
 
 
 # The choice
@@ -81,12 +81,12 @@ def candidate(site: str, loss: float | None, added: int) -> Candidate:
 
 def test_the_smallest_held_out_loss_wins() -> None:
     candidates = [candidate("a", 0.9, 1), candidate("b", 0.7, 1000), candidate("c", 0.8, 1)]
-    assert [winner.growth.site for winner in ranked(candidates, 1.0, "loss")] == ["b", "c", "a"]
+    assert [winner.name for winner in ranked(candidates, 1.0, "loss")] == ["b", "c", "a"]
 
 
 def test_loss_per_parameter_weighs_the_cost() -> None:
     candidates = [candidate("a", 0.9, 10), candidate("b", 0.7, 1000), candidate("c", 1.2, 1)]
-    assert [winner.growth.site for winner in ranked(candidates, 1.0, "loss_per_parameter")] == ["a", "b"]
+    assert [winner.name for winner in ranked(candidates, 1.0, "loss_per_parameter")] == ["a", "b"]
 
 
 @pytest.mark.parametrize("select", ["loss", "loss_per_parameter"])
@@ -115,7 +115,7 @@ def test_every_round_is_smaller_in_loss_and_larger_in_parameters() -> None:
     assert (last.parameters, last.macs) == (count_parameters(result.model), count_macs(result.model, (1, 8, 8)))
     assert len(result.candidates[1]) == 5
     for entry in result.candidates[1]:
-        site = plantops.trace(initial, torch.zeros(2, 1, 8, 8))[entry.growth.site]
+        site = plantops.trace(initial, torch.zeros(2, 1, 8, 8))[entry.name]
         assert entry.added_parameters == 2 * site.parameters_per_channel
     # What was measured of the planted candidate is what the merged network is worth.
     score = evaluate(result.model, images(18, 1))
@@ -151,24 +151,27 @@ def test_it_repeats_bit_for_bit_and_touches_no_global_generator() -> None:
 def test_a_candidate_does_not_depend_on_who_else_competes() -> None:
     everyone = search(max_rounds=1).candidates[1]
     alone = search(max_rounds=1, channels={"conv3": 2}).candidates[1]
-    assert [entry.growth.site for entry in alone] == ["conv3"]
-    (same,) = (entry for entry in everyone if entry.growth.site == "conv3")
+    assert [entry.name for entry in alone] == ["conv3"]
+    (same,) = (entry for entry in everyone if entry.name == "conv3")
     assert (alone[0].val_loss, alone[0].train_loss) == (same.val_loss, same.train_loss)
 
 
 def test_channels_per_layer() -> None:
     result = search(channels={"conv4": 1, "conv1": 3}, max_rounds=1)
-    assert [(c.growth.site, c.growth.channels) for c in result.candidates[1]] == [("conv1", 3), ("conv4", 1)]
+    assert [(c.name, sum(c.proposal.channels.values())) for c in result.candidates[1]] == [("conv1", 3), ("conv4", 1)]
 
 
-def test_max_parameters_keeps_candidates_from_training() -> None:
+def test_candidates_grow_by_as_much_as_fits_but_at_least_half() -> None:
     initial = network()
-    plan = plantops.trace(initial, torch.zeros(2, 1, 8, 8))
-    costs = {name: count_parameters(initial) + 2 * site.parameters_per_channel for name, site in plan.items()}
-    limit = sorted(costs.values())[1]
-    result = search(initial, max_parameters=limit, max_rounds=1)
-    assert [c.growth.site for c in result.candidates[1]] == [name for name in costs if costs[name] <= limit]
-    assert search(initial, max_parameters=1).stop == "max_params"
+    plan = plantops.trace(initial, torch.zeros(2, 1, 8, 8), grow_linear=False)
+    cost = {name: site.parameters_per_channel for name, site in plan.items()}
+    left = sorted(4 * each for each in cost.values())[1]  # two of the sites have room for all four channels
+    result = search(initial, channels=4, max_parameters=count_parameters(initial) + left, max_rounds=1)
+    fit = {name: min(4, left // each) for name, each in cost.items()}
+    assert set(fit.values()) >= {3, 4}
+    assert {c.name: c.proposal.channels for c in result.candidates[1]} == {
+        name: {name: count} for name, count in fit.items() if count >= 2
+    }
 
 
 def test_no_rounds_gives_the_initial_network() -> None:
@@ -181,7 +184,7 @@ def test_no_rounds_gives_the_initial_network() -> None:
 def test_fc1_grows_when_asked_to() -> None:
     assert "fc1" not in search(max_rounds=1).rounds[0].widths
     result = search(max_rounds=1, grow_linear=True, channels={"fc1": 4})
-    assert result.candidates[1][0].growth == Growth("fc1", 4)
+    assert result.candidates[1][0].proposal == Proposal.of(Growth("fc1", 4))
 
 
 def test_finetuning_trains_everything_and_keeps_the_planted_network() -> None:
@@ -265,8 +268,8 @@ def test_a_round_grows_at_its_best_sites_together() -> None:
     one, three = search(**few), search(**few, sites_per_round=3)
     ranking = ranked(one.candidates[1], one.rounds[0].val_loss or 0, "loss")
     first, last = one.rounds[1], three.rounds[1]
-    assert first.grown == ranking[0].growth.site
-    assert three.history == [winner.growth for winner in ranking[:3]]
+    assert first.grown == ranking[0].name
+    assert three.history == [winner.proposal.growths[0] for winner in ranking[:3]]
     assert last.grown == ", ".join(growth.site for growth in three.history)
     assert last.val_loss == evaluate(three.model, images(18, 1)).loss
     assert last.val_loss < (first.val_loss or 0)
@@ -275,7 +278,7 @@ def test_a_round_grows_at_its_best_sites_together() -> None:
     # What does not fit beside the others is left out, and the next best takes its place.
     limit = last.parameters - 1
     others = search(**few, sites_per_round=3, max_parameters=limit)
-    assert others.history == [ranking[place].growth for place in (0, 1, 3)]
+    assert others.history == [ranking[place].proposal.growths[0] for place in (0, 1, 3)]
     assert others.rounds[1].parameters <= limit
 
 
@@ -508,7 +511,7 @@ def test_pruning_between_rounds(tmp_path: Path) -> None:
         gained_from = pruned.val_loss[1]
     for pruned, row in zip(result.prunings, result.rounds[2:], strict=False):  # the search went on from what was left
         assert row.val_loss < pruned.val_loss[1]  # type: ignore[operator]
-        winner = next(c for c in result.candidates[row.round] if c.growth.site == row.grown)
+        winner = next(c for c in result.candidates[row.round] if c.name == row.grown)
         assert row.parameters == pruned.parameters + winner.added_parameters
         assert row.widths == {**pruned.widths, row.grown: pruned.widths[row.grown] + row.channels}  # type: ignore
     last, score = result.prunings[-1], evaluate(result.planted, images(18, 1))
@@ -531,7 +534,7 @@ def test_sites_that_pruning_left_too_narrow_to_be_copied_are_left_out(tmp_path: 
     result, _ = pruning_search(tmp_path, prune_every=1, max_rounds=3, channels=3, init="copy")
     pruned = result.prunings[0]
     assert min(pruned.widths[name] for name in CONVOLUTIONS) < 3
-    tried = {candidate.growth.site for candidate in result.candidates.get(2, [])}
+    tried = {candidate.name for candidate in result.candidates.get(2, [])}
     assert tried == {name for name in CONVOLUTIONS if pruned.widths[name] >= 3}
 
 
@@ -539,7 +542,7 @@ def test_gradmax_starts_the_candidates(tmp_path: Path) -> None:
     data = images()
     x, target = data.normalise(data.images[:12]), data.labels[:12]
     result = search(max_rounds=1, init=GradMax(x, lambda logits: nn.functional.cross_entropy(logits, target)))
-    assert [one.growth.site for one in result.candidates[1]] == CONVOLUTIONS
+    assert [one.name for one in result.candidates[1]] == CONVOLUTIONS
     with pytest.raises(ValueError, match="GradMax cannot start conv1: the norm"):
         search(network(batch_norm=True), init=GradMax(x, lambda logits: logits.sum()))
 
@@ -605,5 +608,5 @@ def test_a_rest_of_one_image_trains_with_the_batch_before_it(sweep: str) -> None
 
     own = config(max_rounds=1, epochs=1, batch_size=12, crop=1, sweep=sweep, finetune_epochs=1)
     result = Planter(small(), small(), images(25), images(13, 1), own).run()
-    assert {candidate.growth.site for candidate in result.candidates[1]} == {"0", "2"}
+    assert {candidate.name for candidate in result.candidates[1]} == {"0", "2"}
     assert all(candidate.train_loss is not None for candidate in result.candidates[1])

@@ -37,12 +37,12 @@ def check_alike(search: dict[str, Any], tolerance: float, loss_tolerance: float)
     assert len(shared) == len(loop) >= 2
     for one, other, begin, want, got in zip(loop, shared, start, expected, actual, strict=True):
         assert (want - begin).norm() > 1e-3 * want.norm(), "nothing was trained"
-        assert (got - want).norm() <= tolerance * (want - begin).norm(), one.growth.site
+        assert (got - want).norm() <= tolerance * (want - begin).norm(), one.name
         assert one.loss == pytest.approx(other.loss, rel=loss_tolerance)
         assert one.train_loss == pytest.approx(other.train_loss, rel=loss_tolerance)
         assert (one.key, one.parameters, one.macs) == (other.key, other.parameters, other.macs)
     if tolerance < 1e-6:
-        assert min(loop, key=lambda c: c.loss).growth == min(shared, key=lambda c: c.loss).growth
+        assert min(loop, key=lambda c: c.loss).proposal == min(shared, key=lambda c: c.loss).proposal
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
@@ -53,6 +53,19 @@ def test_one_step_is_the_loops(kind: str, augmented: dict[str, Any], dtype: torc
     changes = {"batch_size": 30, "epochs": 1, "schedule": "constant", "lr": 5.0, **augmented}
     tolerance = 1e-12 if dtype == torch.float64 else 1e-5
     check_alike({"kind": kind, "dtype": dtype, **changes}, tolerance, tolerance)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64])
+@pytest.mark.parametrize("kind", ["chain", "normed", "residual"])
+def test_sites_that_grow_together_train_as_in_the_loop(kind: str, dtype: torch.dtype) -> None:
+    """Pairs and all sites in proportion are candidates beside the single ones, of which they change no bit."""
+    check_alike({"kind": kind, "dtype": dtype, "compound": ("pairs", "all"), "lr": 0.5}, 1e-9, 1e-9)
+    alone, _, blocks = trained(planter(kind, dtype), one_pass.sweep_shared)
+    together, _, more = trained(planter(kind, dtype, compound=("pairs", "all")), one_pass.sweep_shared)
+    assert [one.name for one in together][: len(alone)] == [one.name for one in alone]
+    assert together[-1].name == "all"
+    assert len(together) > len(alone) + 1
+    assert all(torch.equal(one, other) for one, other in zip(blocks, more, strict=False))
 
 
 @pytest.mark.parametrize("dtype", [torch.float64])

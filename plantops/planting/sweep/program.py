@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,14 +37,15 @@ class Program:
         return result
 
 
-def make_program(forward: Forward, site: Site, planted: nn.Module) -> Program:
-    """The program of the candidate ``planted``, grown at ``site`` of the model that ``forward`` follows.
+def make_program(forward: Forward, sites: Sequence[Site], planted: nn.Module) -> Program:
+    """The program of the candidate ``planted``, grown at ``sites`` of the model that ``forward`` follows.
 
-    In a chain: the ``out`` block on the producer's input, the ``in`` block on the new channels, added to the consumer's
-    kept output, and the trunk behind the consumer. Elsewhere: every layer that depends on the site, whole.
+    One site in a chain: the ``out`` block on the producer's input, the ``in`` block on the new channels, added to the
+    consumer's kept output, and the trunk behind the consumer. Elsewhere, and for several sites: every layer that
+    depends on them, whole.
     """
-    program = _delta_program(forward, site, planted)
-    return _suffix_program(forward, site, planted) if program is None else program
+    program = _delta_program(forward, sites[0], planted) if len(sites) == 1 else None
+    return _suffix_program(forward, sites, planted) if program is None else program
 
 
 def _delta_program(forward: Forward, site: Site, planted: nn.Module) -> Program | None:
@@ -87,8 +88,8 @@ def _delta_program(forward: Forward, site: Site, planted: nn.Module) -> Program 
     return Program(kept, tuple(steps), True)
 
 
-def _suffix_program(forward: Forward, site: Site, planted: nn.Module) -> Program:
-    starts = [forward.calls(name).name for name in site.producers]
+def _suffix_program(forward: Forward, sites: Sequence[Site], planted: nn.Module) -> Program:
+    starts = list(dict.fromkeys(forward.calls(name).name for site in sites for name in site.producers))
     touched = {*starts, *(step.name for step in forward.behind(starts))}
     steps: list[tuple[str, Run]] = []
     ordered = [step for step in forward.steps if step.name in touched]

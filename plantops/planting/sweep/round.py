@@ -16,11 +16,11 @@ from plantops.graph.capture import Untraceable
 from plantops.graph.forward import Forward
 from plantops.planting.candidate import (
     Candidate,
-    Growth,
+    Proposal,
     Student,
     Surroundings,
     key_of,
-    plant_growth,
+    plant_proposal,
     record_candidate,
     sweep_loop,
 )
@@ -48,7 +48,7 @@ class _Plan:
     optimizer state; ``cost``: how its time compares with others'.
     """
 
-    growth: Growth
+    proposal: Proposal
     planted: nn.Module
     program: Program
     batch_bytes: dict[str, int]
@@ -56,7 +56,7 @@ class _Plan:
     cost: float
 
 
-def sweep_shared(around: Surroundings, student: Student, round: int, growths: list[Growth]) -> list[Candidate]:
+def sweep_shared(around: Surroundings, student: Student, round: int, proposals: list[Proposal]) -> list[Candidate]:
     """All candidates of a round in one pass over the data for each epoch.
 
     Each batch goes through the trunk once, without gradient; the teacher's logits are looked up, where they are kept,
@@ -66,13 +66,13 @@ def sweep_shared(around: Surroundings, student: Student, round: int, growths: li
     which, and why.
     """
     session = around.session
-    found = _plans_or_reason(around, student, round, growths)
+    found = _plans_or_reason(around, student, round, proposals)
     if isinstance(found, str):
         session.record("sweep", round=round, mode="loop", reason=found)
         _say(session, round, f"the candidates are trained one after the other: {found}")
-        return sweep_loop(around, student, round, growths)
+        return sweep_loop(around, student, round, proposals)
     forward, plans = found
-    modes = {plan.growth.site: "slices" if plan.program.delta else "suffix" for plan in plans}
+    modes = {plan.proposal.name: "slices" if plan.program.delta else "suffix" for plan in plans}
     owners = spread([plan.cost for plan in plans], session.workers)
     groups: list[tuple[int, list[_Plan]]] = []
     for worker in range(session.workers):
@@ -88,25 +88,27 @@ def sweep_shared(around: Surroundings, student: Student, round: int, growths: li
         for share, works in zip(shares, finished, strict=True)
         for part, work in zip(share.parts, works, strict=True)
     }
-    return [record_candidate(around, student, round, growth, trained[key_of(round, growth)]) for growth in growths]
+    return [
+        record_candidate(around, student, round, proposal, trained[key_of(round, proposal)]) for proposal in proposals
+    ]
 
 
 def _plans_or_reason(
-    around: Surroundings, student: Student, round: int, growths: Sequence[Growth]
+    around: Surroundings, student: Student, round: int, proposals: Sequence[Proposal]
 ) -> tuple[Forward, list[_Plan]] | str:
     """What the candidates will compute, or why they cannot share a pass; then nothing of them is held any more."""
     try:
-        forward, plans = _plans(around, student, round, growths)
+        forward, plans = _plans(around, student, round, proposals)
     except Untraceable as reason:
         return str(reason)
     largest, budget = max(plans, key=lambda plan: _held([plan])), around.config.sweep_memory
     if _held([largest]) > budget:
-        return f"{largest.growth.site} alone needs sweep_memory={_held([largest])}, got {budget}"
+        return f"{largest.proposal.name} alone needs sweep_memory={_held([largest])}, got {budget}"
     return forward, plans
 
 
 def _plans(
-    around: Surroundings, student: Student, round: int, growths: Sequence[Growth]
+    around: Surroundings, student: Student, round: int, proposals: Sequence[Proposal]
 ) -> tuple[Forward, list[_Plan]]:
     recipe = around.config.recipe()
     model = copy.deepcopy(student.model).eval().requires_grad_(False)
@@ -117,27 +119,27 @@ def _plans(
     samples = around.example_inputs[0].shape[0]
     rows = max(recipe.batch_size, *batch_sizes(len(around.train), recipe.batch_size))
     plans = []
-    for growth in growths:
-        planted = plant_growth(around, student, round, growth)
+    for proposal in proposals:
+        sites = [student.plan[growth.site] for growth in proposal.growths]
+        planted = plant_proposal(around, student, round, proposal)
         if recipe.channels_last:
             planted.to(memory_format=torch.channels_last)
-        program = make_program(forward, student.plan[growth.site], planted)
+        program = make_program(forward, sites, planted)
         sizes = {}
         for name in program.kept:
             if name == forward.input:
                 continue
             shape = forward[name].shape
             if shape is None or not shape or shape[0] != samples:
-                raise Untraceable(f"{growth.site} needs a value ({name}) that is not one row for each image")
+                raise Untraceable(f"{proposal.name} needs a value ({name}) that is not one row for each image")
             element = next(model.parameters()).element_size()
             sizes[name] = rows * element * torch.Size(shape[1:]).numel()
         problem = program_problem(forward, program, planted, images)
         if problem is not None:
-            raise Untraceable(f"at {growth.site} {problem}")
+            raise Untraceable(f"at {proposal.name} {problem}")
         blocks = sum(block.nbytes for block in planted_parameters(planted))
-        plans.append(
-            _Plan(growth, planted, program, sizes, 4 * blocks, _cost(forward, student.plan[growth.site].producers))
-        )
+        producers = [producer for site in sites for producer in site.producers]
+        plans.append(_Plan(proposal, planted, program, sizes, 4 * blocks, _cost(forward, producers)))
     return forward, plans
 
 
@@ -212,9 +214,9 @@ def _share(around: Surroundings, round: int, forward: Forward, owner: int, group
     def refused(reason: str) -> None:
         session.record("sweep", round=round, mode="shared", **_steps_record(reason))
 
-    labels = [{"round": round, "site": plan.growth.site} for plan in group]
+    labels = [{"round": round, "site": plan.proposal.name} for plan in group]
     parts = [
-        Part(key_of(round, plan.growth), plan.growth.site, label) for plan, label in zip(group, labels, strict=True)
+        Part(key_of(round, plan.proposal), plan.proposal.name, label) for plan, label in zip(group, labels, strict=True)
     ]
     return Share(owner, parts, make_trainer)
 
