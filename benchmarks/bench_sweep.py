@@ -3,10 +3,12 @@
     python benchmarks/bench_sweep.py                                   # w=16, 4 channels, batch 128, five sites
     python benchmarks/bench_sweep.py --parts steps --width 8,16,32 --sites 1,2,3,4,5 --csv FILE --plot FILE
     python benchmarks/bench_sweep.py --parts compiled --csv FILE       # takes the place of this part's rows in FILE
+    python benchmarks/bench_sweep.py --parts crops --against DIR       # the build in that checkout, interleaved
 
 The paper's network for CIFAR-10 under a teacher of w = 128, on random images (the time does not depend on what they
 show). Every variant does all that a step needs: the batch is put together, the loss, the backward, the optimizer.
-Parts: ``steps`` without augmentation, ``crops`` with crops and flips, ``compiled`` the loops under torch.compile,
+Parts: ``steps`` without augmentation, ``crops`` with crops and flips (all views known, and while they are filled: the
+mean over an epoch of new views), ``compiled`` the loops under torch.compile,
 ``search`` two rounds of a search on few images, held-out scores included, ``search-compiled`` its loop compiled. On a
 GPU the shared sweep is captured, and so are the loops with cached logits.
 """
@@ -14,6 +16,7 @@ GPU the shared sweep is captured, and so are the loops with cached logits.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import itertools
 import time
 from collections.abc import Callable
@@ -23,7 +26,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from harness import environment, measure, table, write_csv
+from against import CLOCKS, Build, ratio_rows
+from harness import environment, table, write_csv
 from sweep_memory import peak_bytes
 from sweep_peers import Loop, endless, planted, split_cat
 from sweep_report import plot, ratios
@@ -31,6 +35,7 @@ from torch import Tensor
 
 from plantops.bench.ceilings import measure_ceilings
 from plantops.bench.record import read_csv
+from plantops.bench.timing import HostTimer, Timing, interleave, ready
 from plantops.graph.forward import Forward
 from plantops.models import planting_net
 from plantops.planting import Planter, PlanterConfig, merge
@@ -193,9 +198,14 @@ def compiled_steps(case: Case, args: argparse.Namespace) -> dict[str, Callable[[
 
 
 def crops_steps(case: Case, args: argparse.Namespace) -> dict[str, Callable[[], Any]]:
-    """With crops and flips: the teacher runs once a batch; what it takes alone, and the sweep without it."""
+    """With crops and flips: every view is known, or none; what the teacher takes alone, and the sweep without it."""
     planter, told = (surroundings(case, args, told, crop=4, flip=True) for told in (False, True))
     around, teacher = planter.around, teacher_of(planter)
+    # Few views of an image, so that they are soon known.
+    known = surroundings(case, args, crop=4, flip=True, teacher_views=2)
+    views = known.around.teacher.views(known.around.train, known.config.recipe().augment, known.config.seed)
+    assert views is not None
+    views.fill()
     batch = around.train.normalise(around.train.images[: case.batch])
     models = planted(around, planter.initial, proposals_of(planter, case))
 
@@ -203,12 +213,26 @@ def crops_steps(case: Case, args: argparse.Namespace) -> dict[str, Callable[[], 
         with torch.no_grad():
             return teacher(batch)
 
-    return shared(planter, case, args, "shared, crops") | {
+    return shared(known, case, args, "shared, crops") | {
+        FILLING: epoch_of(shared_step(planter, case, on_gpu(args)), len(around.train) // case.batch),
         "sweep without teacher, crops": shared_step(told, case, on_gpu(args)),
         "teacher alone": partial(around.teacher.logits, batch),
         "teacher alone, its modules": asked,
         "loop, teacher each, crops": Loop(around, models, teacher).step(),
     }
+
+
+FILLING = "shared, crops, an epoch of new views"
+
+
+def epoch_of(step: Callable[[], Any], steps: int) -> Callable[[], None]:
+    """So many steps."""
+
+    def run() -> None:
+        for _ in range(steps):
+            step()
+
+    return run
 
 
 def teacher_of(planter: Planter) -> torch.nn.Module:
@@ -231,8 +255,21 @@ def measure_steps(part: str, case: Case, args: argparse.Namespace, peak: float) 
     if on_gpu(args):
         variants = {name: partial(finished, step) for name, step in variants.items()}
     memory = {name: peak_bytes(step, args.device) for name, step in variants.items()}
-    timings = measure(variants, rounds=args.rounds, min_seconds=2e-3, warmup=1)
+    timer = HostTimer(CLOCKS[args.clock], 2e-3, 1)
+    samplers = {name: timer.sampler(ready(step)) for name, step in variants.items()}
+    build = None
+    if args.against is not None:
+        options = {"part": part, "case": vars(case), "variants": list(variants), "arguments": shape_of(args)}
+        build = Build(args.against, "sweep", options, args.clock, args.threads)
+        samplers |= {f"{name} (older)": build.sampler(name) for name in build.names}
+        memory |= {f"{name} (older)": build.peak_bytes(name) for name in build.names}
+    timings = interleave(samplers, args.rounds)
+    if build is not None:
+        build.close()
     first = next(iter(variants))
+    steps = len(images(max(2 * case.batch, args.images), "cpu")) // case.batch
+    if FILLING in timings:
+        timings[FILLING] = per_call(timings[FILLING], steps)
     rows = []
     for name, timing in timings.items():
         row = {**vars(case), "part": part, "variant": name, **timing.milliseconds()}
@@ -242,6 +279,17 @@ def measure_steps(part: str, case: Case, args: argparse.Namespace, peak: float) 
             row["own_gmacs"], row["share_of_peak"] = own_macs(case) / 1e9, own_macs(case) * 2 / timing.p50 / peak
         rows.append(row)
     return rows
+
+
+def shape_of(args: argparse.Namespace) -> list[str]:
+    """The options that the older build has, too."""
+    own = ["--teacher-width", str(args.teacher_width), "--images", str(args.images), "--threads", str(args.threads)]
+    return own + (["--channels-last"] if args.channels_last else [])
+
+
+def per_call(timing: Timing, calls: int) -> Timing:
+    """Of one of ``calls`` calls that were timed as one."""
+    return dataclasses.replace(timing, **{name: getattr(timing, name) / calls for name in ("p20", "p50", "p80")})
 
 
 def measure_search(part: str, case: Case, args: argparse.Namespace) -> list[dict[str, Any]]:
@@ -329,6 +377,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--search-rounds", type=int, default=2)
     parser.add_argument("--search-epochs", type=int, default=2)
     parser.add_argument("--channels-last", action="store_true")
+    parser.add_argument("--clock", choices=list(CLOCKS), default="wall", help="processor: a busy machine, one thread")
+    parser.add_argument("--against", type=Path, help="a checkout of an older commit with its build")
     parser.add_argument("--csv", type=Path, help="rows of the same part and case are replaced, others stay")
     parser.add_argument("--plot", type=Path)
     return parser.parse_args()
@@ -348,7 +398,10 @@ def main() -> None:
             found = measure_steps(part, case, args, peak) if part in STEPS else measure_search(part, case, args)
             print(table(found, ["part", "width", "channels", "batch", "sites", "variant", "p20_ms", "p50_ms", "p80_ms",
                                 "seconds", "ratio", "share_of_peak", "peak_bytes"]), flush=True)  # fmt: skip
-            rows += [{**row, **here} for row in found]
+            rows += [{**row, **here, "clock": args.clock} for row in found]
+            if args.against is not None:
+                for line in ratio_rows(found, {FILLING: "shared, crops"}):
+                    print(line, flush=True)
             if args.csv:
                 write_csv(args.csv, in_order(kept_rows(args.csv, rows) + rows))
     every = in_order((kept_rows(args.csv, rows) if args.csv else []) + rows)

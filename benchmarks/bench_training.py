@@ -1,6 +1,7 @@
 """One training step of the paper's networks on a CPU: the fused forward of ``plantops.train``, beside the modules.
 
     python benchmarks/bench_training.py [--width 8,16,32,64,128] [--batch 128] [--threads 1] [--rounds 9] [--busy]
+    python benchmarks/bench_training.py --against DIR      # the build in that checkout, interleaved; prints the ratios
 
 A step is forward, cross entropy, backward and SGD with momentum, on random images. Variants, timed in turn in one run:
     fused            what ``plantops train``, ``teacher`` and the joint trainings of ``plant`` run on a CPU
@@ -15,14 +16,16 @@ from __future__ import annotations
 
 import argparse
 import copy
-import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
-from harness import RESULTS, environment, measure, table, write_csv
+from against import CLOCKS, Build, ratio_rows
+from harness import RESULTS, environment, table, write_csv
 from torch import Tensor, nn
 
+from plantops.bench.timing import HostTimer, interleave, ready
 from plantops.models import PlantingNet, planting_net
 from plantops.train.fused import fused, is_fused
 
@@ -92,14 +95,23 @@ def case(width: int, args: argparse.Namespace) -> list[dict[str, Any]]:
         laid = images.contiguous(memory_format=torch.channels_last) if name == "channels_last" else images
         check(model, network, forward, laid, labels)
         steps[name] = step(network, forward, laid, labels)
-    clock = time.process_time if args.busy else time.perf_counter
-    timings = measure(steps, rounds=args.rounds, clock=clock)
+    clock = "processor" if args.busy else "wall"
+    timer = HostTimer(CLOCKS[clock])
+    samplers = {name: timer.sampler(ready(step)) for name, step in steps.items()}
+    build = None
+    if args.against is not None:
+        options = {"width": width, "batch": args.batch}
+        build = Build(args.against, "training", options, clock, args.threads)
+        samplers |= {f"{name} (older)": build.sampler(name) for name in build.names}
+    timings = interleave(samplers, args.rounds)
+    if build is not None:
+        build.close()
     rows = []
     for name, timing in timings.items():
         over = f"{timing.p50 / timings['fused'].p50:.2f}"
         rows.append({
             "width": width, "batch": args.batch, "variant": name, **timing.milliseconds(), "over_fused": over,
-            "clock": "processor" if args.busy else "wall", **environment(),
+            "clock": clock, **environment(),
         })  # fmt: skip
     return rows
 
@@ -111,12 +123,18 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--busy", action="store_true")
+    parser.add_argument("--against", type=Path, help="a checkout of an older commit with its build")
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    rows = [row for width in args.width.split(",") for row in case(int(width), args)]
+    rows: list[dict[str, Any]] = []
+    for width in args.width.split(","):
+        rows += case(int(width), args)
+        own = [row for row in rows if row["width"] == int(width)]
+        for line in ratio_rows(own):
+            print(f"w = {width}, {line}", flush=True)
     print(table(rows, COLUMNS))
-    print(write_csv(RESULTS / "training_cpu.csv", rows))
+    print(write_csv(RESULTS / ("training_cpu.csv" if args.against is None else "training_cpu_against.csv"), rows))
 
 
 if __name__ == "__main__":

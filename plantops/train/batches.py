@@ -154,7 +154,7 @@ def epoch_batches(
     draws = epoch_draws(samples, augment, seed=seed, keys=keys)
     if draws is not None:
         draws = Draws(*(draw.to(data.device) for draw in draws))
-    return (make_batch(data, index, draws, channels_last) for index in order.split(sizes))
+    return (make_batch(data, index, draws, augment, channels_last) for index in order.split(sizes))
 
 
 def eval_batches(
@@ -171,13 +171,16 @@ def version_batches(data: ImageData, batch_size: int, variants: int, channels_la
         yield from eval_batches(data, batch_size, channels_last, mirrored=bool(mirrored))
 
 
-def make_batch(data: ImageData, index: Tensor, draws: Draws | None, channels_last: bool = False) -> Batch:
+def make_batch(
+    data: ImageData, index: Tensor, draws: Draws | None, augment: Augment | None = None, channels_last: bool = False
+) -> Batch:
     """The images at ``index`` (int64 [B]) of ``data`` as ``draws`` has them; ``draws``: None without augmentation."""
     if draws is None:
-        images, view = data.normalise(data.images[index]), None
+        images, view = data.normalise(data.images.index_select(0, index)), None
     else:
+        assert augment is not None
         own = Draws(*(draw[index] for draw in draws))
-        images, view = _cut(data, data.images[index], own), own.view
+        images, view = _cut(data, index, own, augment), own.view
     if channels_last:
         images = images.contiguous(memory_format=torch.channels_last)
     return Batch(index, images, data.labels[index], view)
@@ -189,7 +192,8 @@ def view_batch(data: ImageData, index: Tensor, view: Tensor, augment: Augment, *
     if augment.drawn:
         window = _windows(len(data), augment, seed).to(index.device)[window, index].long()
     top, left = _place(window, augment)
-    return Batch(index, _cut(data, data.images[index], Draws(top, left, mirror.bool(), view)), data.labels[index], view)
+    images = _cut(data, index, Draws(top, left, mirror.bool(), view), augment)
+    return Batch(index, images, data.labels[index], view)
 
 
 def epoch_draws(samples: int, augment: Augment | None, *, seed: int, keys: tuple[int | str, ...] = ()) -> Draws | None:
@@ -224,18 +228,38 @@ def _windows(samples: int, augment: Augment, seed: int) -> Tensor:
     return torch.randint(0, every, shape, dtype=torch.int32, generator=generator(seed, "windows"))
 
 
-def _cut(data: ImageData, images: Tensor, draws: Draws) -> Tensor:
+def _cut(data: ImageData, index: Tensor, draws: Draws, augment: Augment) -> Tensor:
     """Every image's own window (mirrored or not), normalised; zero outside the image.
 
-    One gather on the stored bytes: no padded copy, and the arithmetic runs on the window's pixels only.
+    Of the stored type until the window is cut, so little memory moves; rows are copied whole. Only the window's pixels
+    are normalised.
     """
+    images = data.images.index_select(0, index)
+    left = draws.left
+    if augment.flip:
+        either = torch.arange(len(index), device=index.device) + len(index) * draws.mirror
+        images = torch.cat([images, images.flip(-1)]).index_select(0, either)
+        left = torch.where(draws.mirror, -left, left)
+    if not augment.crop:
+        return data.normalise(images)
     batch, channels, height, width = images.shape
-    rows = torch.arange(height, device=images.device) + draws.top.unsqueeze(1)
-    columns = torch.arange(width, device=images.device)
-    columns = torch.where(draws.mirror.unsqueeze(1), width - 1 - columns, columns) + draws.left.unsqueeze(1)
-    inside_rows, inside_columns = (rows >= 0) & (rows < height), (columns >= 0) & (columns < width)
-    rows, columns = rows.clamp_(0, height - 1), columns.clamp_(0, width - 1)
-    source = (rows.unsqueeze(2) * width + columns.unsqueeze(1)).view(batch, 1, -1).expand(-1, channels, -1)
-    window = images.view(batch, channels, -1).gather(2, source).view(images.shape)
-    inside = (inside_rows.unsqueeze(2) & inside_columns.unsqueeze(1)).unsqueeze(1)
-    return data.normalise(window).mul_(inside)
+    crop, device = augment.crop, images.device
+    framed = (height + 2 * crop, width + 2 * crop)
+    frame = images.new_zeros((batch, channels, *framed))
+    frame[:, :, crop : crop + height, crop : crop + width] = images
+    planes = torch.arange(batch * channels, device=device).view(batch, channels) * (framed[0] * framed[1])
+    corners = planes + ((draws.top + crop) * framed[1] + left + crop).unsqueeze(1)
+    rows = corners.unsqueeze(2) + torch.arange(height, device=device) * framed[1]
+    # All runs of ``width`` pixels that there are, overlapping.
+    runs = frame.view(-1).as_strided((frame.numel() - width + 1, width), (1, 1))
+    window = runs.index_select(0, rows.view(-1)).view(images.shape)
+    return data.normalise(window).mul_(_inside(draws.top, height, left, width).unsqueeze(1))
+
+
+def _inside(top: Tensor, height: int, left: Tensor, width: int) -> Tensor:
+    """float32 ``[B, H, W]``: 1 where a window lies on the image, else 0."""
+    rows, columns = (
+        torch.arange(size, device=begin.device) + begin.unsqueeze(1) for begin, size in ((top, height), (left, width))
+    )
+    on_rows, on_columns = (rows >= 0) & (rows < height), (columns >= 0) & (columns < width)
+    return on_rows.float().unsqueeze(2) * on_columns.float().unsqueeze(1)

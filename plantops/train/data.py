@@ -68,8 +68,10 @@ class Normalisation:
         if images.dim() < 3 or images.shape[-3] != len(self.mean):
             raise ArgumentError(f"images must be [..., {len(self.mean)}, H, W], got {list(images.shape)}")
         mean, std = (value.to(images.device).view(-1, 1, 1) for value in (self.mean, self.std))
+        # Bytes become floats in one pass and on their own: mixed with floats they are converted element by element.
         # The difference is a new tensor; float32 images themselves must not change.
-        return (images - mean).div_(std)
+        wide = images if images.is_floating_point() else images.to(torch.float32)
+        return (images - mean if wide is images else wide.sub_(mean)).div_(std)
 
     def __str__(self) -> str:
         if not self.mean.any() and (self.std == 1).all():

@@ -77,7 +77,7 @@ class StaticFeed:
         """(batch, teacher's logits or None, learning rate) of the next step, which has ``size`` samples."""
         positions = self._positions.take(size)
         index = self._order.index_select(0, positions)
-        batch = make_batch(self._data, index, self._draws, self._recipe.channels_last)
+        batch = make_batch(self._data, index, self._draws, self._recipe.augment, self._recipe.channels_last)
         self._rate.copy_(self._rates.index_select(0, self._place).squeeze(0))
         self._place += 1
         return batch, self._teacher_logits(batch), self._rate
@@ -119,4 +119,4 @@ class StaticPart:
 
     def step(self, size: int) -> Batch:
         """The next batch, of ``size`` samples."""
-        return make_batch(self._data, self._positions.take(size), None, self._channels_last)
+        return make_batch(self._data, self._positions.take(size), None, None, self._channels_last)

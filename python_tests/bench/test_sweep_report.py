@@ -20,6 +20,19 @@ def row(variant: str, milliseconds: float, ratio: float, sites: int = 5, part: s
 
 
 @pytest.mark.usefixtures("scripts")
+def test_the_older_build_beside_this_one(tmp_path: Path) -> None:
+    from against import Build, ratio_rows
+
+    rows = [row("shared", 2.0, 1), row("loop", 9.0, 1), row("shared (older)", 3.0, 1), row("one (older)", 18.0, 1)]
+    assert ratio_rows(rows, {"loop": "one"}) == [
+        "shared: 1.50x as fast as the older build",
+        "loop: 2.00x as fast as the older build",
+    ]
+    with pytest.raises(SystemExit, match="there is no plantops in this folder"):
+        Build(tmp_path, "training", {}, "wall", 1)
+
+
+@pytest.mark.usefixtures("scripts")
 def test_ratios_growth_and_the_teachers_share() -> None:
     from sweep_report import ratios
 

@@ -107,6 +107,26 @@ def test_stopped_after_every_epoch(tmp_path: Path, optimizer: str, changes: dict
     assert not (tmp_path / "run" / "features").exists()
 
 
+@pytest.mark.parametrize("what", ["kept", "lost", "damaged", "of few views"])
+def test_the_teachers_views_of_a_run_that_goes_on(tmp_path: Path, what: str) -> None:
+    """They lie in the run's folder. Where they are gone the same ones are computed again, whatever is missing now."""
+    changes: dict[str, Any] = {"max_rounds": 1, "finetune_epochs": 1, "sweep": "loop"}
+    if what == "of few views":
+        changes["teacher_views"] = 4
+    whole = go(tmp_path / "whole", **changes)
+    assert whole is not None
+    assert go(tmp_path / "run", 3, **changes) is None
+    (views,) = (tmp_path / "run" / "logits").glob("views-*.bin")
+    if what == "lost":
+        views.unlink()
+    elif what == "damaged":
+        views.write_bytes(views.read_bytes()[:4096] + b"\x2a" * (views.stat().st_size - 4096))
+    result = go(tmp_path / "run", **changes)
+    assert result is not None
+    assert records(tmp_path / "run") == records(tmp_path / "whole")
+    assert all(torch.equal(tensor, bits(whole.model)[name]) for name, tensor in bits(result.model).items())
+
+
 @pytest.mark.parametrize("limited", [False, True])
 def test_stopped_in_rounds_that_grow_several_sites(tmp_path: Path, limited: bool) -> None:
     changes: dict[str, Any] = {"sites_per_round": 2, "epochs": 4, "batch_size": 6, "crop": 0, "finetune_epochs": 0}
