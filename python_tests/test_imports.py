@@ -16,6 +16,7 @@ PACKAGE = Path(plantops.__file__).parent
 FLOORS = {
     "_extension": 0,
     "errors": 0,
+    "_arguments": 0,
     "models": 0,
     "ops": 1,
     "functional": 2,

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torch.nn.modules.conv import _ConvNd
 
-from plantops.errors import ArgumentError
+from plantops._arguments import check_type
+from plantops.errors import ArgumentError, ArgumentTypeError
 from plantops.graph import rules
 from plantops.graph.capture import shapes
 from plantops.graph.cost import Use, cost, features
@@ -38,6 +39,16 @@ class Group:
     producers: Sequence[str]
     consumers: Sequence[Reader]
     channelwise: Sequence[Reader] = ()
+
+
+def group_list(groups: Iterable[Group]) -> list[Group]:
+    """Raises ArgumentTypeError unless ``groups`` are several groups."""
+    if not isinstance(groups, Iterable) or isinstance(groups, (Tensor, str, bytes, Mapping)):
+        raise ArgumentTypeError(f"groups must be several plantops.Group, got {type(groups).__name__}")
+    found = list(groups)
+    for group in found:
+        check_type("groups", group, Group, "several plantops.Group")
+    return found
 
 
 def with_groups(

@@ -8,12 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
+from plantops._arguments import check_flag, check_type
 from plantops.errors import ArgumentError, ArgumentTypeError
 from plantops.graph import rules
 from plantops.graph.capture import Capture, Untraceable, capture
 from plantops.graph.cost import Use, at_zero, cost, features
 from plantops.graph.flow import Event, follow
-from plantops.graph.groups import Group, with_groups
+from plantops.graph.groups import Group, group_list, with_groups
 from plantops.graph.inputs import arguments
 from plantops.graph.layers import Layers, widths
 from plantops.graph.layout import Refused
@@ -73,6 +74,10 @@ def trace(
             contains planted layers, or does not accept ``example_inputs``; a group does not fit the model.
     """
     check_plain(model)
+    check_flag("grow_linear", grow_linear)
+    if example_kwargs is not None:
+        check_type("example_kwargs", example_kwargs, Mapping, "a mapping of keyword arguments")
+    groups = group_list(groups)
     positional, keywords = arguments(example_inputs, example_kwargs)
     try:
         captured = capture(model, positional, keywords)
@@ -82,7 +87,6 @@ def trace(
         plan = Plan([], dict.fromkeys(names, str(error)))
     else:
         plan = _plan(model, captured, grow_linear)
-    groups = list(groups)
     return with_groups(plan, groups, model, positional, keywords) if groups else plan
 
 

@@ -7,12 +7,16 @@ from typing import Any
 import torch
 from torch import nn
 
+from plantops._arguments import check_minimum, check_type
+from plantops.errors import ArgumentError, ArgumentTypeError
+
 
 def count_parameters(model: nn.Module) -> int:
     """Number of elements over all parameters of ``model``, frozen ones included, shared ones once.
 
     Buffers (running statistics) are not parameters. A planted model has as many as the merged one.
     """
+    check_type("model", model, nn.Module, "a torch.nn.Module")
     return sum(parameter.numel() for parameter in model.parameters())
 
 
@@ -26,9 +30,18 @@ def count_macs(model: nn.Module, input_shape: Sequence[int]) -> int:
     Args:
         input_shape: shape of one sample without the batch dimension, e.g. ``(3, 32, 32)``.
     """
+    check_type("model", model, nn.Module, "a torch.nn.Module")
+    if not isinstance(input_shape, Sequence) or isinstance(input_shape, (str, bytes)):
+        raise ArgumentTypeError(f"input_shape must be the sizes of one sample, got {input_shape!r}")
+    for size in input_shape:
+        check_minimum("input_shape", size, 1)
     probe = copy.deepcopy(model).to("meta")
     dtype = next((p.dtype for p in probe.parameters() if p.is_floating_point()), torch.float32)
-    return count_call_macs(probe, lambda: probe(torch.empty((1, *input_shape), dtype=dtype, device="meta")))
+    try:
+        return count_call_macs(probe, lambda: probe(torch.empty((1, *input_shape), dtype=dtype, device="meta")))
+    except RuntimeError as error:
+        text = str(error).split("\n")[0]
+        raise ArgumentError(f"input_shape: model does not take a sample {list(input_shape)} ({text})") from error
 
 
 def count_call_macs(model: nn.Module, call: Callable[[], Any]) -> int:

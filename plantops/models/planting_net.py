@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from plantops._arguments import check_flag, check_minimum
 from plantops.errors import ArgumentError
 
 _DATA_SETS = {"cifar10": (10, 32), "cifar100": (100, 32), "stl10": (10, 96)}
@@ -58,8 +59,8 @@ class PlantingNet(nn.Module):
         self.widths = _checked_widths(widths)
         sizes = {"num_classes": num_classes, "in_channels": in_channels, "image_size": image_size, "fc_width": fc_width}
         for name, value in sizes.items():
-            if value < 1:
-                raise ArgumentError(f"{name} must be at least 1, got {value}")
+            check_minimum(name, value, 1)
+        check_flag("batch_norm", batch_norm)
         self.pool_after = _checked_pools(pool_after, image_size)
 
         # On the meta device torch's own initialisation draws nothing from the global generator.
@@ -114,7 +115,9 @@ def planting_net(
 
 
 def _checked_widths(widths: Sequence[int]) -> tuple[int, ...]:
-    if len(widths) != 5 or any(width < 1 for width in widths):
+    if not isinstance(widths, Sequence) or isinstance(widths, (str, bytes)):
+        raise ArgumentError(f"widths must be five numbers of channels, got {widths!r}")
+    if len(widths) != 5 or not all(type(width) is int and width >= 1 for width in widths):
         raise ArgumentError(f"widths must be five numbers of channels, each at least 1, got {list(widths)}")
     return tuple(widths)
 

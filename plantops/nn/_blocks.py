@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from plantops._arguments import MOST
 from plantops.errors import ArgumentError
 
 INITS = ("zero_in", "kaiming", "zero_out")
@@ -32,13 +33,13 @@ class Planted(nn.Module):
 
 def check_init(init: str) -> None:
     """ValueError unless a layer alone can start its blocks that way."""
-    if init not in INITS:
+    if not isinstance(init, str) or init not in INITS:
         raise ArgumentError(f"init: expected one of {', '.join(map(repr, INITS))}, got {init!r}")
 
 
 def check_count(name: str, value: int) -> None:
     """ValueError unless `value` counts something."""
-    if not isinstance(value, int) or value < 0:
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= MOST:
         raise ArgumentError(f"{name}: expected an integer >= 0, got {value!r}")
 
 

@@ -9,7 +9,8 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from plantops.errors import ArgumentError
+from plantops._arguments import check_range, check_type
+from plantops.errors import ArgumentError, ArgumentTypeError
 from plantops.functional import group_sparsity, group_sparsity_value_and_grad
 from plantops.nn.anyconv import PlantedConv
 from plantops.nn.conv import PlantedConv2d
@@ -99,8 +100,10 @@ class GroupSparsity(nn.Module):
     ) -> None:
         super().__init__()
         _sparsity.check_choices(penalty, groups)
-        if not 0.0 <= strength < float("inf"):
-            raise ArgumentError(f"strength: expected a finite number >= 0, got {strength}")
+        check_type("model", model, nn.Module, "a torch.nn.Module")
+        check_range("strength", strength, lambda value: value >= 0, "0 or more")
+        if layers is not None and (isinstance(layers, str) or not isinstance(layers, Sequence)):
+            raise ArgumentTypeError(f"layers must be several names of convolutions, got {layers!r}")
         _checks.check_unit("mix", mix)
         check_impl(impl)
         chosen = convolutions(model, layers)

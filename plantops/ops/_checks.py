@@ -17,7 +17,7 @@ MIN_CLASSES, MAX_CLASSES = 2, 262_144
 
 def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
     """ValueError unless `value` is one of `choices`."""
-    if value not in choices:
+    if not isinstance(value, str) or value not in choices:
         raise ArgumentError(f"{name}: expected one of {', '.join(map(repr, choices))}, got {described(value)}")
 
 

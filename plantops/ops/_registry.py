@@ -171,7 +171,7 @@ def choice(stem: str, *args: Any) -> str:
 
 def check_impl(impl: str) -> None:
     """Raises ValueError when `impl` is not one of the names that exist."""
-    if impl not in IMPLS:
+    if not isinstance(impl, str) or impl not in IMPLS:
         raise ArgumentError(f"impl: expected one of {', '.join(map(repr, IMPLS))}, got {impl!r}")
 
 
@@ -190,7 +190,7 @@ def has_native(stem: str, device_type: str) -> bool:
 
 def unavailable(stem: str, impl: str, device_type: str) -> Exception:
     """The error for an implementation that was asked for by name and cannot be had."""
-    if impl not in IMPLS:
+    if not isinstance(impl, str) or impl not in IMPLS:
         return ValueError(f"impl: expected one of {', '.join(map(repr, IMPLS))}, got {impl!r}")
     return NotImplementedError(f"{stem}: impl={impl!r} on {device_type}: {why_not(stem, impl, device_type)}")
 

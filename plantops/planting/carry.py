@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 
+from plantops._arguments import check_type
 from plantops.errors import ArgumentError, ArgumentTypeError
 from plantops.planting.blocks import PLANTED
 from plantops.planting.carry_optimizer import carry_optimizer
@@ -71,6 +72,8 @@ def carry_state(state: Any, planted: nn.Module, merged: nn.Module, planted_state
             the model, or keeps what does not lie along a parameter; what it begins a slice with is not known; a
             schedule-free ``state`` in training mode and ``planted_state`` in evaluation mode, or the other way round.
     """
+    for name, model in (("planted", planted), ("merged", merged)):
+        check_type(name, model, nn.Module, "a torch.nn.Module")
     if not any(isinstance(module, PLANTED) for module in planted.modules()):
         raise ArgumentError("planted has no planted layers: give the model that plant returned, merged without inplace")
     if isinstance(state, torch.amp.GradScaler):

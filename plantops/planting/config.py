@@ -8,11 +8,12 @@ from typing import Any
 
 from torch import nn
 
+from plantops._arguments import check_choice, check_flag, check_minimum, check_rate, check_type
 from plantops.errors import ArgumentError, ArgumentTypeError
 from plantops.models import PlantingNet
 from plantops.planting.gradmax import GradMax
 from plantops.train.batches import Augment
-from plantops.train.recipe import Recipe, check_choice, check_flag, check_minimum, check_rate, check_type
+from plantops.train.recipe import OBJECTIVES, Recipe
 from plantops.train.teacher_views import MEMORY
 
 SELECTIONS = ("loss", "loss_per_parameter")
@@ -139,8 +140,9 @@ class PlanterConfig:
         check_type("seed", self.seed, int)
         if not isinstance(self.init, GradMax):
             check_type("init", self.init, str)
-        if isinstance(self.sites, str) or not all(isinstance(pattern, str) for pattern in self.sites):
+        if not isinstance(self.sites, (tuple, list)) or not all(isinstance(pattern, str) for pattern in self.sites):
             raise ArgumentTypeError(f"sites must be several patterns, as in ('layer3.*',), got {self.sites!r}")
+        check_choice("objective", self.objective, OBJECTIVES)
         self.recipe()
 
     def grows_linear(self, model: nn.Module) -> bool:

@@ -4,6 +4,7 @@ import copy
 
 from torch import nn
 
+from plantops._arguments import check_flag
 from plantops.errors import ArgumentError
 from plantops.graph.trace import check_unwrapped
 from plantops.nn.group_sparsity import note_copied
@@ -37,6 +38,7 @@ def merge(model: nn.Module, inplace: bool = False, *, check_trunk: bool = True) 
             names it. Nothing has changed then.
     """
     check_unwrapped(model, "merged")
+    check_flag("inplace", inplace)
     if check_trunk:
         fingerprint.check(model)
     planted = any(isinstance(module, PLANTED) for module in model.modules())

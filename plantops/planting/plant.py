@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
+from plantops._arguments import check_flag, check_type
 from plantops.errors import ArgumentError, ArgumentTypeError
 from plantops.graph import Site, check_plain
 from plantops.graph.cost import features as channels_of
@@ -89,7 +90,12 @@ def plant(
             planted already, or wrapped; an ``init`` that is unknown or cannot start this site.
     """
     check_plain(model)
-    if input_grad not in ("full", "planted"):
+    check_flag("inplace", inplace)
+    if generator is not None:
+        check_type("generator", generator, torch.Generator, "a torch.Generator")
+    if not isinstance(init, GradMax):
+        check_type("init", init, str, "a name or a GradMax object")
+    if not isinstance(input_grad, str) or input_grad not in ("full", "planted"):
         raise ArgumentError(f"input_grad must be 'full' or 'planted', got {input_grad!r}")
     growths = _growths(model, site, channels)
     generator = torch.Generator().manual_seed(0) if generator is None else generator
@@ -120,6 +126,8 @@ def plant(
 
 def _growths(model: nn.Module, site: Site | Iterable[Site], channels: int | Mapping[str, int]) -> list[Growth]:
     """Every site with its number of channels, all of them checked."""
+    if isinstance(site, torch.Tensor):
+        raise ArgumentTypeError("site must be a site of plantops.trace, or several, got Tensor")
     sites = sites_of(site)
     for one in sites:
         _check_site(model, one)

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from plantops._arguments import check_type
 from plantops.errors import ArgumentError
 from plantops.graph import Plan
 from plantops.planting.candidate import Candidate, Growth, Proposal, Student, Surroundings, sweep_loop
@@ -34,7 +35,6 @@ from plantops.train.data import ImageData, Normalisation
 from plantops.train.datasets import MapStyle
 from plantops.train.loop import evaluate
 from plantops.train.progress import Progress
-from plantops.train.recipe import check_type
 from plantops.train.run import Run
 from plantops.train.session import Session, finite
 from plantops.train.teacher_logits import Teacher, TeacherCache, TeacherLogits
@@ -178,6 +178,8 @@ class Planter:
         first_logits("teacher", teacher.logits, train, train.num_classes)
         if isinstance(example_inputs, torch.Tensor):
             example_inputs = (example_inputs,)
+        if example_inputs is not None:
+            check_type("example_inputs", example_inputs, Sequence, "a tuple of the arguments of model's forward")
         first_images = train.normalise(train.images[:2])
         self.around = Surroundings(
             train,

@@ -13,6 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from plantops.errors import ArgumentError
 from plantops.graph import Group, Plan, Site
 from plantops.graph import trace as trace_graph
+from plantops.graph.groups import group_list
 from plantops.graph.inputs import arguments, map_tensors, tensors_in
 from plantops.planting.check import PlantingError, evaluate, tensors_of
 from plantops.planting.merge import merge
@@ -53,7 +54,7 @@ def trace(
     Raises:
         TypeError, ValueError: as ``plantops.graph.trace``; a group that does not fit the model, or that fails.
     """
-    groups = list(groups)
+    groups = group_list(groups)
     plan = trace_graph(model, example_inputs, example_kwargs=example_kwargs, grow_linear=grow_linear, groups=groups)
     call = arguments(example_inputs, example_kwargs)
     if not verify or not plan or not _has_numbers(model, call):

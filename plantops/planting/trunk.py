@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvTransposeNd
 
+from plantops._arguments import check_type
 from plantops.errors import ArgumentError
 from plantops.graph import Site
 from plantops.planting.blocks import PLANTED, Growth
@@ -20,6 +21,7 @@ def planted_parameters(model: nn.Module) -> list[nn.Parameter]:
     Warns where one of them does not require a gradient, since a tool has switched it off (``peft.get_peft_model`` does
     so with all parameters but its own).
     """
+    check_type("model", model, nn.Module, "a torch.nn.Module")
     blocks = {
         f"{name}.{key}": parameter
         for name, layer in model.named_modules()

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from plantops._arguments import check_choice, check_minimum, check_range, check_type
 from plantops.errors import ArgumentError
 from plantops.graph import Plan, trace
 from plantops.models import count_call_macs, count_parameters
@@ -137,6 +138,8 @@ def prune(
         ValueError: no budget, an argument out of range, a plan of another model; samples that are no batches or hold
             no label; a loss or a score that is NaN; a model that cannot be called once it is narrower.
     """
+    check_type("model", model, nn.Module, "a torch.nn.Module")
+    check_type("plan", plan, Plan, "a plan of plantops.trace")
     batches = batches_of(samples)
     budget = _Budget(max_parameters, max_macs, max_loss_increase)
     _check(budget, criterion, share, multiple_of, min_channels)
@@ -182,15 +185,19 @@ def prune(
 
 
 def _check(budget: _Budget, criterion: str, share: float, multiple_of: int, min_channels: int) -> None:
-    if budget == _Budget(None, None, None):
+    if budget.parameters is None and budget.macs is None and budget.loss is None:
         raise ArgumentError("max_parameters, max_macs or max_loss_increase must be given, got none of them")
-    if criterion not in CRITERIA:
-        raise ArgumentError(f"criterion must be one of {', '.join(CRITERIA)}, got {criterion!r}")
-    if not 0 < share <= 1:
-        raise ArgumentError(f"share must be above 0 to 1, got {share}")
+    for name, value in (
+        ("max_parameters", budget.parameters),
+        ("max_macs", budget.macs),
+        ("max_loss_increase", budget.loss),
+    ):
+        if value is not None:
+            check_range(name, value, lambda most: most >= 0, "0 or more")
+    check_choice("criterion", criterion, CRITERIA)
+    check_range("share", share, lambda part: 0 < part <= 1, "above 0 to 1")
     for name, value in (("multiple_of", multiple_of), ("min_channels", min_channels)):
-        if value < 1:
-            raise ArgumentError(f"{name} must be at least 1, got {value}")
+        check_minimum(name, value, 1)
 
 
 def _size(model: nn.Module, inputs: Any) -> tuple[int, int]:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from plantops._arguments import check_minimum, check_number, check_range, check_type
 from plantops.errors import ArgumentError, ArgumentTypeError
 from plantops.train.logits import check_finite
 from plantops.train.sources.base import DataError, RawData, RawPart
@@ -238,12 +239,13 @@ def load(
         DataError: an unknown name, files that are missing, damaged or not the published ones; says what to do.
         ValueError: val_fraction, train_fraction or image_size out of range.
     """
+    check_type("name", name, str, "the name of a data set")
+    check_number("val_fraction", val_fraction, "between 0 and 1")
     if not 0.0 < val_fraction < 1.0:
         raise ArgumentError(f"val_fraction must lie between 0 and 1 (both excluded), got {val_fraction}")
-    if not 0.0 < train_fraction <= 1.0:
-        raise ArgumentError(f"train_fraction must be above 0 and at most 1, got {train_fraction}")
-    if image_size is not None and image_size < 1:
-        raise ArgumentError(f"image_size must be at least 1 pixel, got {image_size}")
+    check_range("train_fraction", train_fraction, lambda share: 0 < share <= 1, "above 0 and at most 1")
+    if image_size is not None:
+        check_minimum("image_size", image_size, 1)
     raw = _read(name, root, image_size, download)
     if image_size is not None:
         raw = _resized(raw, image_size)

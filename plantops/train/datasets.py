@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from plantops._arguments import check_minimum
 from plantops.errors import ArgumentError, ArgumentTypeError
 from plantops.train.data import ImageData, Normalisation, channel_statistics
 
@@ -56,6 +57,8 @@ def from_dataset(
     _check_map_style(dataset, name)
     if normalise is not None and not isinstance(normalise, bool):
         raise ArgumentTypeError(f"normalise must be True, False or None, got {normalise!r}")
+    if num_classes is not None:
+        check_minimum("num_classes", num_classes, 1)
     if len(dataset) == 0:
         raise ArgumentError(f"{name} must hold at least one sample, got 0")
     first, _ = _sample(dataset, 0, name)

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from numbers import Real
 
 from torch import nn
 
-from plantops.errors import ArgumentError, ArgumentTypeError
+from plantops._arguments import check_choice, check_flag, check_minimum, check_range, check_rate, check_type
 from plantops.nn import GroupSparsity
 from plantops.ops.group_sparsity import GROUPS, PENALTIES
 from plantops.train.batches import Augment
@@ -110,42 +107,3 @@ class Recipe:
     @property
     def needs_teacher(self) -> bool:
         return self.objective != "ce"
-
-
-def check_choice(name: str, value: object, allowed: Sequence[str]) -> None:
-    """Raises ValueError when ``value`` is none of ``allowed``."""
-    if not isinstance(value, str) or value not in allowed:
-        raise ArgumentError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
-
-
-def check_minimum(name: str, value: int, minimum: int) -> None:
-    """Raises ValueError when ``value`` is no integer of at least ``minimum``."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
-        raise ArgumentError(f"{name} must be an integer of at least {minimum}, got {value!r}")
-
-
-def check_range(name: str, value: float, inside: Callable[[float], bool], expected: str) -> None:
-    """Raises ValueError unless ``value`` is a finite number and ``inside``, which ``expected`` says in words."""
-    if not isinstance(value, Real) or isinstance(value, bool):
-        raise ArgumentTypeError(f"{name} must be a number, {expected}, got {value!r}")
-    if not math.isfinite(value):
-        raise ArgumentError(f"{name} must be finite and {expected}, got {value!r}")
-    if not inside(float(value)):
-        raise ArgumentError(f"{name} must be {expected}, got {value!r}")
-
-
-def check_rate(name: str, value: float) -> None:
-    """Raises ValueError unless ``value`` can be a learning rate: a finite number above 0."""
-    check_range(name, value, lambda rate: rate > 0, "above 0")
-
-
-def check_flag(name: str, value: bool) -> None:
-    """Raises ValueError unless ``value`` is True or False."""
-    if not isinstance(value, bool):
-        raise ArgumentError(f"{name} must be True or False, got {value!r}")
-
-
-def check_type(name: str, value: object, kind: type) -> None:
-    """Raises TypeError unless ``value`` is a ``kind``."""
-    if not isinstance(value, kind):
-        raise ArgumentTypeError(f"{name} must be a {kind.__name__}, got {type(value).__name__}: {value!r}")

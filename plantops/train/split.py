@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from plantops._arguments import check_number, check_type
 from plantops.errors import ArgumentError
 from plantops.train.seeds import generator
 
@@ -25,6 +26,10 @@ def stratified_split(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor
     Raises:
         ValueError: a fraction outside (0, 1), or so few samples that one of the two sides would be empty.
     """
+    check_type("labels", labels, Tensor, "a tensor")
+    if labels.dim() != 1 or labels.is_floating_point() or labels.is_complex():
+        raise ArgumentError(f"labels must be whole numbers [N], got {labels.dtype} {list(labels.shape)}")
+    check_number("fraction", fraction, "between 0 and 1")
     if not 0.0 < fraction < 1.0:
         raise ArgumentError(f"fraction must lie between 0 and 1 (both excluded), got {fraction}")
     labels = labels.cpu()

@@ -113,7 +113,7 @@ def test_count_macs_of_groups_strides_and_sequences():
     [
         ({"widths": [8, 8]}, r"widths must be five numbers.*\[8, 8\]"),
         ({"widths": [8, 8, 0, 8, 8]}, "widths must be five numbers"),
-        ({"num_classes": 0}, "num_classes must be at least 1, got 0"),
+        ({"num_classes": 0}, "num_classes must be an integer of at least 1, got 0"),
         ({"pool_after": (0, 2)}, r"pool_after must name layers from 1 to 5, got \[0, 2\]"),
         ({"image_size": 4}, "image_size 4 is too small for 3 2x2 pools"),
     ],

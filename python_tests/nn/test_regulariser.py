@@ -109,7 +109,7 @@ def test_sparsity_counts_small_weights(model):
     [
         ({"penalty": "l3"}, "penalty: expected one of .* got 'l3'"),
         ({"groups": "rows"}, "groups: expected one of .* got 'rows'"),
-        ({"strength": -1.0}, "strength: .* got -1.0"),
+        ({"strength": -1.0}, "strength must be 0 or more, got -1.0"),
         ({"mix": 1.5}, r"mix: expected a number in \[0, 1\], got 1.5"),
         ({"layers": ["2"]}, "layers: expected names of convolutions .*0.conv1.* got '2'"),
         ({"layers": []}, "at least one convolution"),

@@ -166,8 +166,8 @@ def test_errors(wide):
         ({}, "max_parameters, max_macs or max_loss_increase must be given"),
         ({"criterion": "size"}, "criterion must be one of loss, .*, got 'size'"),
         ({"share": 0.0}, "share must be above 0 to 1, got 0"),
-        ({"share": math.nan}, "share must be above 0 to 1, got nan"),
-        ({"multiple_of": 0}, "multiple_of must be at least 1, got 0"),
+        ({"share": math.nan}, "share must be finite and above 0 to 1, got nan"),
+        ({"multiple_of": 0}, "multiple_of must be an integer of at least 1, got 0"),
     ):
         budget = {"max_parameters": 10} if options else {}
         with pytest.raises(ValueError, match=text):

@@ -150,7 +150,7 @@ def test_load_names_what_is_wrong(tmp_path):
         load("digits", val_fraction=1.0)
     with pytest.raises(ValueError, match="train_fraction must be above 0 and at most 1, got 0"):
         load("digits", train_fraction=0.0)
-    with pytest.raises(ValueError, match="image_size must be at least 1 pixel, got 0"):
+    with pytest.raises(ValueError, match="image_size must be an integer of at least 1, got 0"):
         load("digits", image_size=0)
 
 

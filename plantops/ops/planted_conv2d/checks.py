@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from plantops._arguments import MOST
 from plantops.errors import ArgumentError
 from plantops.ops import _checks
 from plantops.ops.planted_conv2d import shapes
@@ -35,7 +36,7 @@ def check_geometry(stride: Sequence[int], dilation: Sequence[int], groups: int, 
     if groups < 1:
         raise ArgumentError(f"groups: expected an integer >= 1, got {groups}")
     for name, values in (("stride", stride), ("dilation", dilation)):
-        if min(values) < 1:
+        if min(values) < 1 or max(values) > MOST:
             raise ArgumentError(f"{name}: expected integers >= 1, got {tuple(values)}")
     if not 1 <= max_pool <= MAX_POOL:
         raise ArgumentError(f"max_pool: expected an integer from 1 to {MAX_POOL}, got {max_pool}")
@@ -43,7 +44,7 @@ def check_geometry(stride: Sequence[int], dilation: Sequence[int], groups: int, 
 
 def check_padding(padding: Sequence[int]) -> None:
     """ValueError unless the borders are not negative."""
-    if min(padding) < 0:
+    if min(padding) < 0 or max(padding) > MOST:
         raise ArgumentError(f"padding: expected integers >= 0, got {tuple(padding)}")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from plantops._arguments import MOST
 from plantops.errors import ArgumentError
 from plantops.ops import _checks
 from plantops.ops.qsne_kl.schema import MOST_DIMENSIONS
@@ -42,3 +43,5 @@ def check_arguments(embedding: Tensor, p: Tensor, q: float, exaggeration: float)
         raise ArgumentError("p: expected a tensor without gradient, got requires_grad=True; pass p.detach()")
     check_q(q)
     _checks.check_positive("exaggeration", exaggeration)
+    if isinstance(exaggeration, int) and exaggeration > MOST:
+        raise ArgumentError(f"exaggeration: expected a float or an integer that torch takes, got {exaggeration}")
