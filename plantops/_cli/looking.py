@@ -77,7 +77,9 @@ def write(run: Path, data_root: str | None = None, model: str | None = None) -> 
     """
     try:
         from plantops.train.report import write_report
+        from plantops.train.report.story import read_story
 
+        read_story(run)  # what is wrong with the records is said before anything is computed for them
         return write_report(run, features=_features(run, data_root, model))
     except ImportError as error:
         raise Mistake(f"the report needs {error.name}: pip install 'plantops[plots]'") from None

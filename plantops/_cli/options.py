@@ -423,6 +423,8 @@ LEAST = {
     "samples": 1,
 }
 """The smallest value of each number that has one."""
+MOST, MOST_OF_ALL = {"threads": 4096, "image_size": 1 << 16}, 1 << 53
+"""The largest value of those that have one of their own, and of all others."""
 
 CODE = ("model", "teacher", "teacher_model")
 """Options that may name code, which is run only when the command line itself names it."""

@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from plantops._cli.defaults import PRESETS, for_command
 from plantops._cli.mistakes import Mistake
-from plantops._cli.options import CODE, LEAST, OLD_NAMES, POSITIONAL
+from plantops._cli.options import CODE, LEAST, MOST, MOST_OF_ALL, OLD_NAMES, POSITIONAL
 
 Options = TypeVar("Options")
 
@@ -103,7 +103,7 @@ def as_flag(name: str) -> str:
 
 
 def check_bounds(values: dict[str, Any], where: str = "") -> None:
-    """No number below what its option can be, and none that is not finite; ``where``: a file that they come from.
+    """No number outside what its option can be, and none that is not finite; ``where``: a file that they come from.
 
     Raises:
         Mistake: names the option.
@@ -113,8 +113,10 @@ def check_bounds(values: dict[str, Any], where: str = "") -> None:
         if type(value) not in (int, float):
             continue
         called = name if where else as_flag(name)
-        if not math.isfinite(value):
+        if isinstance(value, float) and not math.isfinite(value):
             raise Mistake(f"{begin}{called} must be a finite number, got {value}.")
+        if value > MOST.get(name, MOST_OF_ALL):
+            raise Mistake(f"{begin}{called} must be at most {MOST.get(name, MOST_OF_ALL)}, got {value}.")
         if name in LEAST and value < LEAST[name]:
             raise Mistake(f"{begin}{called} must be at least {LEAST[name]}, got {value}.")
 

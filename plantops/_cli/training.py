@@ -22,6 +22,7 @@ from plantops.planting.networks import find_network, find_teacher
 from plantops.train.data import ImageData
 from plantops.train.ranked_session import RankedSession
 from plantops.train.ranks import ranks_of_environment
+from plantops.train.report.story import stop_words
 from plantops.train.run import Run
 from plantops.train.session import Interrupted, Session
 from plantops.train.teacher_logits import TeacherCache
@@ -183,11 +184,8 @@ def show(result: ExperimentResult) -> None:
     """The tables that a run ends with."""
     if result.search is not None:
         rounds = [dataclasses.asdict(row) for row in result.search.rounds]
-        running.show_table(running.round_rows(rounds), f"Rounds (ended: {result.search.stop})")
+        running.show_table(running.round_rows(rounds), f"Rounds (ended: {stop_words(result.search.stop)})")
     running.show_table(running.network_rows(result.records), "Networks (test part read once, now)")
-    hint = running.width_hint(result.records)
-    if hint is not None:
-        print(f"  {hint}")
 
 
 def _report(run: Run, model: str | None) -> None:

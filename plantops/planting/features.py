@@ -49,7 +49,7 @@ def embed_features(
     val = _held_out(record, data_root)
     if len(val) < FEWEST:
         raise NoFeatures(f"features are shown of {FEWEST} held-out images or more, the run has {len(val)}")
-    seed = int(record.config.get("seed", 0))
+    seed = record.seed
     chosen = torch.randperm(len(val), generator=generator(seed, "features"))[:SAMPLE]
     images, labels = val.normalise(val.images[chosen]), val.labels[chosen]
     panels = []
@@ -85,7 +85,7 @@ def _held_out(record: RunRecord, data_root: str | None) -> ImageData:
     root = data_root or config.get("data_root")
     try:
         val = load(config["data"], root, seed=record.split_seed, **options).val
-    except (DataError, ValueError) as error:
+    except (DataError, ValueError, TypeError, AttributeError) as error:
         raise NoFeatures(f"the run's data cannot be read: {error}") from error
     written = [part for part in record.of("part") if part["part"] == "val"]
     if written and written[-1]["fingerprint"] != val.fingerprint():

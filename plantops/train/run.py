@@ -41,10 +41,21 @@ class RunRecord:
     metrics: list[dict[str, Any]]
 
     @property
+    def seed(self) -> int:
+        """The run's seed."""
+        return self._whole("seed", 0)
+
+    @property
     def split_seed(self) -> int:
         """The seed of the held-out split."""
-        split = self.config.get("split_seed")
-        return int(self.config.get("seed", 0) if split is None else split)
+        return self._whole("split_seed", self.seed)
+
+    def _whole(self, name: str, default: int) -> int:
+        value = self.config.get(name)
+        value = default if value is None else value
+        if type(value) is not int or value < 0:
+            raise RunError(f"{self.path / CONFIG}: {name} must be a whole number of at least 0, got {value!r}.")
+        return value
 
     def of(self, kind: str) -> list[dict[str, Any]]:
         """The records of one kind, in order."""
@@ -272,10 +283,11 @@ def holds_run(path: str | os.PathLike[str]) -> bool:
 
 
 def unbegun(path: str | os.PathLike[str]) -> bool:
-    """Whether ``path`` is an empty folder, or holds only what a process leaves that was killed before its run began."""
+    """Whether the folder ``path`` holds only what a process leaves that was killed before its run began."""
     path = Path(path).expanduser()
     with explained(path):
-        return path.is_dir() and all(entry.name == LOCK or _is_first_write(entry) for entry in os.scandir(path))
+        left = list(os.scandir(path)) if path.is_dir() else []
+    return bool(left) and all(entry.name == LOCK or _is_first_write(entry) for entry in left)
 
 
 def _is_first_write(entry: os.DirEntry[str]) -> bool:

@@ -117,8 +117,10 @@ class Session:
         self._stop = True
 
     def record(self, kind: str, **fields: Any) -> None:
-        """One line of metrics.jsonl, unless a resumed run has it already."""
+        """One line of metrics.jsonl, unless a resumed run has it already; a finished round is shown either way."""
         self._records += 1
+        if kind == "round":
+            self.progress.round_done(fields)
         if self._records <= self._written:
             return
         if self.run is not None:

@@ -7,6 +7,11 @@ from plantops.train import NullProgress, PlainProgress, RichProgress, make_progr
 from plantops.train.pace import Pace, duration
 from plantops.train.progress import cell, table_lines
 
+ROUND = {
+    "round": 4, "grown": "conv2, conv1", "channels": 8, "widths": {}, "parameters": 12345, "val_loss": 0.5,
+    "val_accuracy": 0.881, "round_seconds": 72.4,
+}  # fmt: skip
+
 
 class Clock:
     def __init__(self):
@@ -75,7 +80,8 @@ def test_plain_lines():
     clock.now += 5
     progress.epoch("candidate", "conv2", 4, 1, 6, 0.8712, 0.8691, 0.1, 5)
     progress.note("conv2 wins")
-    progress.round_table([{"site": "conv1", "parameters": 12345, "val loss": 0.5}], title="round 3")
+    progress.round_done(ROUND)
+    progress.round_done({**ROUND, "round": 0, "grown": None, "channels": 0, "val_loss": None, "val_accuracy": None})
     progress.close()
     assert stream.getvalue().splitlines() == [
         "teacher  epoch 1/2  loss 1.5000  val 1.2500  eta 0:01",
@@ -85,10 +91,8 @@ def test_plain_lines():
         "round 3/10  conv2  epoch 6/6  loss 0.8712  val 0.8691  eta 0:24 (at most 16:32 in all)",
         "round 4/10  conv2 leads 5  epoch 1/6  loss 0.8712  val 0.8691  eta 0:25 (at most 16:03 in all)",
         "conv2 wins",
-        "round 3",
-        "site   parameters  val loss",
-        "-----  ----------  --------",
-        "conv1      12,345    0.5000",
+        "round 4: conv2, conv1 +8, 12,345 parameters, held-out loss 0.5000, accuracy 88.10 %, 1:12",
+        "initial network, 12,345 parameters, held-out loss -",
     ]
 
 
@@ -111,8 +115,7 @@ def play(progress):
     progress.batch(3, 3)
     progress.epoch("candidate", "conv2", 3, 4, 6, 0.8712, 0.8691, 0.1)
     progress.note("not [bold]markup[/bold]")
-    progress.round_table([{"site": "conv1", "parameters": 12345, "val loss": 0.5}], title="widths")
-    progress.round_table([])
+    progress.round_done(ROUND)
     progress.close()
     progress.close()
 
@@ -124,7 +127,15 @@ def test_rich_bars(monkeypatch):
     stream = Terminal()
     play(RichProgress(stream))
     text = stream.getvalue()
-    for part in ("not [bold]markup[/bold]", "conv1", "12,345", "round 3/10", "1/30 epochs", "epoch 4/6", "0.8691"):
+    for part in (
+        "not [bold]markup[/bold]",
+        "conv2, conv1 +8",
+        "12,345",
+        "round 3/10",
+        "1/30 epochs",
+        "epoch 4/6",
+        "0.8691",
+    ):
         assert part in text
     assert text.count("\x1b[?25h") == text.count("\x1b[?25l")  # the cursor is shown again
 

@@ -1,3 +1,4 @@
+import json
 import re
 import subprocess
 import sys
@@ -7,9 +8,9 @@ from xml.etree import ElementTree
 import pytest
 
 from plantops.train import RunError, read_run
-from plantops.train.report import style, write_report
+from plantops.train.report import plots, style, write_report
 from plantops.train.report.page import flat, table
-from plantops.train.report.story import headline, number, percent, read_story, seconds
+from plantops.train.report.story import headline, number, percent, read_story, seconds, warnings
 
 pytest.importorskip("matplotlib", reason="the report's plots need matplotlib")
 
@@ -81,7 +82,8 @@ def test_the_page_stands_alone(complete):
     assert {reference[1:] for reference in page.references} <= set(page.ids)
     assert set(re.findall(r"url\(#([^)]*)\)", source)) <= set(page.ids)
     figures = re.findall(r"<svg.*?</svg>", source, flags=re.DOTALL)
-    assert len(figures) == 7
+    # accuracy 2, loss 2, overfitting 2, curves 5, candidates and widths each wide and narrow, cost 2
+    assert len(figures) == 2 + 2 + 2 + 5 + 2 * 2 + 2
     for drawn in figures:
         ElementTree.fromstring(drawn)  # well-formed XML
         assert "DejaVu" not in drawn
@@ -149,7 +151,8 @@ def test_the_plotted_numbers_are_the_recorded_ones(complete, monkeypatch):
     rounds = complete_records(complete, "round")
     networks = complete_records(complete, "network")
     figures = figures_of(complete, monkeypatch)
-    held_out, test = figures["accuracy"].axes
+    (held_out,), (test,) = figures["accuracy-1"].axes, figures["accuracy-2"].axes
+    assert held_out.get_ylim() == test.get_ylim()
     expected = [(record["parameters"], 100 * record["val_accuracy"]) for record in rounds]
     assert lines_of(held_out)["planting, round by round"] == expected
     uniform = sorted((r["parameters"], 100 * r["test_accuracy"]) for r in networks if r["role"] == "uniform")
@@ -160,18 +163,137 @@ def test_the_plotted_numbers_are_the_recorded_ones(complete, monkeypatch):
     assert {up for _, up in lines_of(test)["teacher"]} == {100 * teacher["test_accuracy"]}
     assert held_out.get_xscale() == "log"  # 20k to 105k
     val_losses = [record["val_loss"] for record in rounds]
-    by_round = lines_of(figures["overfitting"].axes[0])
+    by_round = lines_of(figures["overfitting-1"].axes[0])
     assert [up for _, up in by_round["held-out part"]] == val_losses
     assert [up for _, up in by_round["training part"]] == [record["train_loss"] for record in rounds]
-    search = lines_of(figures["candidates"].axes[0])
+    search = lines_of(figures["candidates-1"].axes[0])
     losses = [r["val_loss"] for r in complete_records(complete, "candidate") if r["site"] == "conv3"]
     assert [up for _, up in search["conv3"]] == losses
-    bars = figures["candidates"].axes[0].get_lines()[: len(rounds)]
+    bars = figures["candidates-1"].axes[0].get_lines()[: len(rounds)]
     assert [line.get_ydata()[0] for line in bars] == val_losses  # the level of not growing, rounds 1 to 5
-    winners = [line for line in figures["candidates"].axes[0].get_lines() if line.get_markersize() == 12]
+    winners = [line for line in figures["candidates-1"].axes[0].get_lines() if line.get_markersize() == 12]
     assert [line.get_ydata()[0] for line in winners] == val_losses[1:]
-    heights = [bar.get_height() for bar in figures["widths"].axes[0].patches]
+    heights = [bar.get_height() for bar in figures["widths-1"].axes[0].patches]
     assert heights == [record["widths"][layer] for layer in rounds[0]["widths"] for record in rounds]
+
+
+def test_panels_stack_and_legends_stand_below(complete, monkeypatch):
+    """Every figure is a panel of one axis; those as wide as the page have a narrow twin with the same numbers."""
+    figures = figures_of(complete, monkeypatch)
+    for key, figure in figures.items():
+        (axis,) = figure.axes
+        assert axis.get_legend() is None
+        wide = figure.get_figwidth() > plots.PANEL
+        assert wide == (key in ("candidates-1", "widths-1"))
+        figure.draw_without_rendering()
+        for legend in figure.legends:
+            assert legend.get_window_extent().y1 <= axis.xaxis.label.get_window_extent().y0 + 1
+            assert legend.get_window_extent().width <= figure.bbox.width
+    for key in ("candidates", "widths"):
+        one, other = (figures[f"{key}-{which}"].axes[0] for which in ("1", "narrow"))
+        assert lines_of(one) == lines_of(other)
+        assert [bar.get_height() for bar in one.patches] == [bar.get_height() for bar in other.patches]
+    source = write_report(complete.path).read_text(encoding="utf-8")
+    assert source.count('<div class="wide">') == source.count('<div class="narrow">') == 2
+
+
+def test_why_it_ended_is_said_in_words(fake_run):
+    for reason, words in (
+        ("max_rounds", "it has had all the rounds that were allowed"),
+        ("max_params", "every further growth would have had more parameters than were allowed"),
+        ("no candidate improves", "no candidate improves"),
+    ):
+        run = fake_run(reason.replace(" ", "-"))
+        run.round(0, None, {"conv1": 8, "conv5": 8} | dict.fromkeys(("conv2", "conv3", "conv4"), 8), 1.0)
+        run.run.log("stop", reason=reason, round=0)
+        run.run.close()
+        assert headline(read_story(run.path))[-1] == f"The search ended: {words}."
+
+
+def test_a_bad_teacher_and_what_was_taken_back_are_said_on_top(fake_run):
+    run = fake_run()
+    verdict = {"val_loss": 1.5, "val_accuracy": 0.5, "gain": -0.25, "gain_error": 0.125, "clear": False}
+    run.run.log("teacher", **verdict)
+    run.run.log("discarded", name="finetune", val_loss=[1.25, None])
+    run.run.close()
+    text = read(run).text
+    assert "its held-out loss 1.5000 is not clearly below the initial network's 1.2500" in text
+    assert "the difference is -0.2500 (standard error 0.1250)" in text
+    assert (
+        "finetune was taken back: it would have changed the held-out loss from 1.2500 to something not finite" in text
+    )
+
+    def said(run):
+        return " ".join(warnings(read_story(run.path)))
+
+    older = fake_run("older")  # of a version that did not compare them
+    older.train("teacher", "teacher", 8, 2)
+    older.round(0, None, dict.fromkeys(("conv1", "conv2", "conv3", "conv4", "conv5"), 8), 0.1)
+    older.run.close()
+    assert "is not below the initial network's 0.1000" in said(older)
+    better = fake_run("better")
+    better.everything(rounds=1)
+    assert said(better) == ""
+
+
+ODD_VALUES = (None, True, -1, 1.5, 10**400, "x", "\ud800$\\frac$\x00", [], {"a": []}, [1, 2])
+
+
+KINDS = ("part", "epoch", "candidate", "round", "network", "stop", "pruned", "discarded", "teacher")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_records_without_fields_and_with_odd_ones(kind, fake_run, monkeypatch):
+    """Whatever a record holds, there is a report, or one sentence that names its line."""
+    monkeypatch.setattr("plantops.train.report.to_svg", lambda figure, key: "<svg></svg>")
+    run = fake_run()
+    run.everything(rounds=1)
+    lines = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
+    pruned = {"round": 1, "removed": {"conv2": 3}, "parameters": 9, "sample_loss": [1, 2], "val_loss": [1, 2]}
+    lines.append({"kind": "pruned", **pruned})
+    lines.append({"kind": "discarded", "name": "finetune", "val_loss": [1.0, 2.0]})
+    lines.append({"kind": "teacher", "val_loss": 1.0, "gain": 0.1, "gain_error": 0.1, "clear": False})
+    place = max(place for place, record in enumerate(lines) if record["kind"] == kind)
+
+    def refused(record):
+        records = [*lines[:place], record, *lines[place + 1 :]]
+        (run.path / "metrics.jsonl").write_text("".join(json.dumps(one) + "\n" for one in records))
+        try:
+            read_story(run.path)
+        except RunError as error:
+            return str(error)
+        return None
+
+    original = lines[place]
+    fewer, odd, refusals = dict(original), dict(original), []
+    for name in [name for name in original if name != "kind"]:
+        without = {key: value for key, value in original.items() if key != name}
+        refusals.append(refused(without))
+        if refusals[-1] is None:
+            del fewer[name]
+        for value in ODD_VALUES:
+            refusals.append(refused({**original, name: value}))
+            if refusals[-1] is None:
+                odd[name] = value
+    assert len([text for text in refusals if text]) >= (3 if kind == "teacher" else 5)
+    assert all(f"line {place + 1}: the record of a {kind}" in text for text in refusals if text)
+    for record in (fewer, odd):  # what is not refused is drawn
+        assert refused(record) is None
+        if kind in ("epoch", "candidate", "round", "network"):
+            write_report(run.path)
+        assert headline(read_story(run.path)) is not None
+
+
+def test_signs_that_cannot_be_drawn_are_drawn_as_others(fake_run):
+    run = fake_run(note="half \ud800 pair")
+    widths = dict.fromkeys(("conv1", "conv2", "conv3", "conv4", "conv5"), 8)
+    run.round(0, None, widths, 1.0)
+    run.candidate(1, "a$\\frac$\ud800\x00", widths, widths, 0.9)
+    run.run.close()
+    source = write_report(run.path).read_text(encoding="utf-8")
+    assert "a$\\frac$\ufffd\ufffd" in source
+    for drawn in re.findall(r"<svg.*?</svg>", source, flags=re.DOTALL):
+        ElementTree.fromstring(drawn)
 
 
 def test_a_round_that_grew_at_two_sites(fake_run, monkeypatch):
@@ -183,9 +305,9 @@ def test_a_round_that_grew_at_two_sites(fake_run, monkeypatch):
         run.candidate(1, site, {**widths, site: grown[site]}, widths, loss)
     run.round(1, "conv3, conv1", grown, 0.88)
     figures = figures_of(run, monkeypatch)
-    ringed = [line for line in figures["candidates"].axes[0].get_lines() if line.get_markersize() == 12]
+    ringed = [line for line in figures["candidates-1"].axes[0].get_lines() if line.get_markersize() == 12]
     assert sorted(line.get_ydata()[0] for line in ringed) == [0.9, 0.92]
-    texts = [(text.get_text(), text.get_weight()) for text in figures["widths"].axes[0].texts]
+    texts = [(text.get_text(), text.get_weight()) for text in figures["widths-1"].axes[0].texts]
     assert ("+8 = 16", "bold") in texts
     assert ("+4 = 12", "bold") in texts
     assert texts.count(("8", "normal")) == 5 + 3
@@ -263,7 +385,7 @@ def test_what_was_pruned_between_rounds(fake_run, monkeypatch):
         "1.0000 \u2192 -",
     ]
     assert "Pruning between rounds took away 4 channels on the way." in page.text
-    bars = figures_of(run, monkeypatch)["candidates"].axes[0].get_lines()[:3]
+    bars = figures_of(run, monkeypatch)["candidates-1"].axes[0].get_lines()[:3]
     assert [line.get_ydata()[0] for line in bars] == [rounds[0]["val_loss"], 1.125, rounds[2]["val_loss"]]
 
 

@@ -119,8 +119,9 @@ def test_open_refuses_what_is_no_run(tmp_path):
 def test_a_process_that_is_killed_before_its_configuration_is_whole(left, tmp_path):
     for name in left:
         (tmp_path / name).write_text("{")
+    text = r"was stopped before its run began: start it again, with --out" if left else "is not a run"
     for look in (Run.open, read_run):
-        with pytest.raises(RunError, match=r"was stopped before its run began: start it again, with --out"):
+        with pytest.raises(RunError, match=text):
             look(tmp_path)
     Run.create(tmp_path, {"lr": 0.1}).close()
     assert sorted(entry.name for entry in tmp_path.iterdir()) == [".lock", "config.json", "metrics.jsonl"]

@@ -9,9 +9,19 @@ from typing import Any
 
 from plantops.train.files import atomic_write_text
 from plantops.train.report import plots, search_plots
-from plantops.train.report.features import Features, side_by_side
-from plantops.train.report.page import card, cards, document, escape, figure, pairs, paragraph, section, table
-from plantops.train.report.story import OWN_PATH, Record, Story, headline, number, percent, read_story, seconds
+from plantops.train.report.features import Features, scatter
+from plantops.train.report.page import card, cards, document, either, escape, figure, pairs, paragraph, section, table
+from plantops.train.report.story import (
+    OWN_PATH,
+    Record,
+    Story,
+    headline,
+    number,
+    percent,
+    read_story,
+    seconds,
+    warnings,
+)
 from plantops.train.report.style import drawing, role_colour, to_svg
 
 __all__ = ["REPORT", "write_report"]
@@ -49,8 +59,14 @@ def render(story: Story, features: Features | str | None = None) -> str:
     with drawing() as make:
 
         def draw(key: str, plot: Callable[..., Any], description: str, caption: str, *more: str) -> str:
-            drawn = plot(story, make, *more)
-            return figure(to_svg(drawn, key), description, caption) if drawn is not None else ""
+            panels = []
+            for place, drawn in enumerate(plot(story, make, *more), 1):
+                svg = to_svg(drawn, f"{key}-{place}")
+                if plots.is_wide(drawn):
+                    (again,) = plot(story, lambda _, height: make(plots.PANEL, height), *more)
+                    svg = either(svg, to_svg(again, f"{key}-narrow"))
+                panels.append(svg)
+            return figure(panels, description, caption) if panels else ""
 
         body = [
             *_top(story),
@@ -80,7 +96,7 @@ def _top(story: Story) -> list[str]:
     return [
         f"<header>\n<h1>{kind} on {escape(story.data)}</h1>",
         paragraph(about, "soft"),
-        paragraph(state, "notice") if state else "",
+        *(paragraph(text, "notice") for text in (state, *warnings(story)) if text),
         paragraph(" ".join(headline(story)), "lead"),
         cards(_summary_cards(story)),
         "</header>",
@@ -180,7 +196,8 @@ def _features(features: Features | str | None, make: plots.MakeFigure) -> list[s
         "and what the embedding could not keep."
     )
     description = f"Features of held-out images in {', '.join(panel.name for panel in features.panels)}"
-    return [figure(to_svg(side_by_side(features, make), "features"), description, caption)]
+    panels = [to_svg(drawn, f"features-{place}") for place, drawn in enumerate(scatter(features, make), 1)]
+    return [figure(panels, description, caption)]
 
 
 def _pruning_table(story: Story) -> str:
@@ -190,14 +207,14 @@ def _pruning_table(story: Story) -> str:
     sizes = {record["round"]: record["parameters"] for record in story.rounds}
     rows = [
         [
-            str(behind),
+            str(after),
             ", ".join(f"{site} -{count}" for site, count in record["removed"].items()) or "nothing",
-            f"{sizes[behind]:,} \u2192 {record['parameters']:,}",
+            f"{sizes.get(after, 0):,} \u2192 {record['parameters']:,}",
             *(" \u2192 ".join(map(number, record[key])) for key in ("sample_loss", "val_loss")),
         ]
-        for behind, record in story.prunings.items()
+        for after, record in story.prunings.items()
     ]
-    columns = ["behind round", "pruned channels", "parameters", "loss on training samples", "held-out loss"]
+    columns = ["after round", "pruned channels", "parameters", "loss on training samples", "held-out loss"]
     about = (
         "Between rounds the network was pruned: channels went as long as neither the loss over drawn training samples "
         "nor the held-out loss grew by more than a tenth of the held-out loss that the growths before had gained."
@@ -211,7 +228,7 @@ def _costs(story: Story, draw: Draw) -> list[str]:
             "cost",
             search_plots.cost,
             "Held-out accuracy against multiply-accumulates, and the seconds of every round",
-            "What the network costs to use (left), and what each round cost to find (right).",
+            "What the network costs to use, and what each round cost to find.",
         ),
         _round_table(story),
     ]
@@ -225,7 +242,7 @@ def _round_table(story: Story) -> str:
     rows = [
         [
             str(record["round"]),
-            str(record["grown"] or "-"),
+            str(record.get("grown") or "-"),
             f"+{record['channels']}" if record.get("channels") else "-",
             f"{record['parameters']:,}",
             f"{record['macs']:,}" if record.get("macs") else "-",

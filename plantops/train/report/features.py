@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from plantops.train.report.plots import WIDTH, MakeFigure
+from plantops.train.report.plots import PANEL, MakeFigure, legend_below
 from plantops.train.report.style import LAYERS, MARKERS, ROLES
 
 COLOURS = (*LAYERS, ROLES["uniform"], ROLES["teacher"])
@@ -42,12 +42,13 @@ class Features:
     perplexity: float
 
 
-def side_by_side(features: Features, make: MakeFigure) -> Any:
+def scatter(features: Features, make: MakeFigure) -> list[Any]:
     """One scatter plot a network, the classes in the same colours in all of them."""
-    figure = make(WIDTH, 0.62 * WIDTH * 2 / (len(features.panels) + 1) + 0.7)
-    axes = figure.subplots(1, len(features.panels), squeeze=False)[0]
     classes = sorted(set(features.labels))
-    for axis, panel in zip(axes, features.panels, strict=True):
+    figures = []
+    for panel in features.panels:
+        figures.append(make(PANEL, 5.0))
+        axis = figures[-1].subplots()
         for place in classes:
             chosen = [point for point, label in zip(panel.points, features.labels, strict=True) if label == place]
             marker = MARKERS[place // len(COLOURS) % len(MARKERS)]
@@ -61,10 +62,9 @@ def side_by_side(features: Features, make: MakeFigure) -> Any:
         axis.set_yticks([])
         axis.grid(False)
         axis.set_aspect("equal", adjustable="datalim")
-    if len(classes) <= MOST_NAMED:
-        handles, labels = axes[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=min(10, len(classes)), markerscale=2.2)
-    return figure
+        if len(classes) <= MOST_NAMED:
+            legend_below(figures[-1], markerscale=2.2)
+    return figures
 
 
 def _name(features: Features, place: int) -> str:

@@ -23,13 +23,15 @@ p { margin: .5rem 0; max-width: 44rem; }
 .lead { font-size: 1.1rem; max-width: 50rem; margin: 1.1rem 0; }
 .notice { border-left: 4px solid #d9601a; background: var(--panel); padding: .75rem 1rem; max-width: none;
   overflow-wrap: anywhere; }
-.cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(12rem, 1fr)); gap: .75rem; margin: 1.5rem 0; }
+.cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(10rem, 1fr)); gap: .75rem; margin: 1.5rem 0; }
 .card { background: var(--panel); border-top: 4px solid var(--accent); border-radius: 4px; padding: .8rem 1rem; }
 .card b { display: block; font-size: 1.6rem; line-height: 1.25; font-variant-numeric: tabular-nums; }
 .card span { display: block; color: var(--soft); font-size: .875rem; }
 figure { margin: 1rem 0 1.75rem; }
-figure > div { overflow-x: auto; }
-figure svg { width: 100%; min-width: 38rem; height: auto; display: block; }
+.panels { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 19rem), 1fr)); gap: 1rem; }
+figure svg { width: 100%; height: auto; display: block; }
+.narrow { display: none; }
+@media (max-width: 44rem) { .wide { display: none; } .narrow { display: block; } main { padding: 1.5rem .8rem 3rem; } }
 figcaption { font-size: .9rem; max-width: 44rem; margin-top: .25rem; }
 .scroll { overflow-x: auto; margin: 1rem 0; }
 table { border-collapse: collapse; font-size: .84rem; font-variant-numeric: tabular-nums; min-width: 100%; }
@@ -72,12 +74,18 @@ def section(title: str, parts: Sequence[str]) -> str:
     return f"<section>\n<h2>{escape(title)}</h2>\n{content}\n</section>" if content else ""
 
 
-def figure(svg: str, description: str, caption: str) -> str:
-    """``description`` is read out where the picture cannot be seen."""
+def figure(panels: Sequence[str], description: str, caption: str) -> str:
+    """``description`` is read out where the pictures, which are panels side by side, cannot be seen."""
+    inside = "".join(f"<div>{panel}</div>" for panel in panels)
     return (
-        f'<figure>\n<div role="img" aria-label="{escape(description)}">{svg}</div>\n'
+        f'<figure>\n<div class="panels" role="img" aria-label="{escape(description)}">{inside}</div>\n'
         f"<figcaption>{escape(caption)}</figcaption>\n</figure>"
     )
+
+
+def either(wide: str, narrow: str) -> str:
+    """One picture twice: as wide as the page, and for a narrow screen."""
+    return f'<div class="wide">{wide}</div><div class="narrow">{narrow}</div>'
 
 
 def card(title: str, value: str, lines: Sequence[str], colour: str) -> str:

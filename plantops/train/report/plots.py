@@ -1,4 +1,5 @@
-"""The figures about networks. Each takes a story and an empty figure's maker, and returns a drawn figure or None."""
+"""The figures about networks. Each takes a story and an empty figure's maker, and returns its panels: drawn figures
+that stand side by side where there is room and below each other on a telephone, each with its legend below."""
 
 from __future__ import annotations
 
@@ -9,18 +10,19 @@ from plantops.train.report.story import OWN_PATH, Record, Story
 from plantops.train.report.style import INK, MARKERS, OTHER, PAPER, role_colour
 
 MakeFigure = Callable[[float, float], Any]
-WIDTH = 9.6
+PANEL, WIDE = 4.8, 9.6
+"""Inches: of a panel, and of a figure that is as wide as the page (it is drawn once more as a panel)."""
 
 
-def against_parameters(story: Story, make: MakeFigure, quantity: str) -> Any | None:
-    """``accuracy`` or ``loss`` against parameters: held out (every round) on the left, test (finished) on the right.
+def against_parameters(story: Story, make: MakeFigure, quantity: str) -> list[Any]:
+    """``accuracy`` or ``loss`` against parameters: held out (every round), and test (finished).
 
-    None where there are no two networks to compare.
+    Nothing where there are no two networks to compare.
     """
     if len(story.rounds) + len(story.networks) + sum(len(other.networks) for other in story.others) < 2:
-        return None
-    figure = make(WIDTH, 4.1)
-    axes = figure.subplots(1, 2, sharey=True)
+        return []
+    figures = [make(PANEL, 4.1), make(PANEL, 4.1)]
+    axes = [figure.subplots() for figure in figures]
     drawn = [
         _against(axes[0], story, f"val_{quantity}", "Held-out part, every round"),
         _against(axes[1], story, f"test_{quantity}", "Test part, finished networks"),
@@ -30,11 +32,24 @@ def against_parameters(story: Story, make: MakeFigure, quantity: str) -> Any | N
             axis.text(0.5, 0.5, "not yet: the run has not ended", transform=axis.transAxes, ha="center")
         axis.set_xlabel("parameters")
         axis.margins(y=0.09)
-    axes[0].set_ylabel("accuracy (%)" if quantity == "accuracy" else "cross entropy (nats)")
+        axis.set_ylabel("accuracy (%)" if quantity == "accuracy" else "cross entropy (nats)")
     shared_log_x(axes)
-    handles = {label: handle for axis in axes for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=min(5, len(handles)))
-    return figure
+    limits = [axis.get_ylim() for axis, has_points in zip(axes, drawn, strict=True) if has_points]
+    for figure, axis in zip(figures, axes, strict=True):
+        if limits:
+            axis.set_ylim(min(low for low, _ in limits), max(high for _, high in limits))
+        legend_below(figure)
+    return figures
+
+
+def legend_below(figure: Any, **style: Any) -> None:
+    """One legend of all axes, below them, in as many columns as there is room for."""
+    found = [zip(*axis.get_legend_handles_labels(), strict=True) for axis in figure.axes]
+    handles = {label: handle for pairs in found for handle, label in pairs}
+    if handles:
+        longest = max(map(len, handles))
+        columns = max(1, min(len(handles), int(figure.get_figwidth() * 14 / (longest + 5))))
+        figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=columns, **style)
 
 
 def _against(axis: Any, story: Story, key: str, title: str) -> bool:
@@ -114,19 +129,17 @@ def short(value: float) -> str:
     return f"{value:.3g}"
 
 
-def overfitting(story: Story, make: MakeFigure) -> Any | None:
+def overfitting(story: Story, make: MakeFigure) -> list[Any]:
     """Training, held-out and test loss of every finished network, one row each: a wide row has overfitted."""
     networks = [record for record in story.networks if record.get("train_loss") is not None]
     rounds = [record for record in story.rounds if record.get("train_loss") is not None]
-    if not networks and not rounds:
-        return None
-    figure = make(WIDTH, max(3.2, 1.6 + 0.32 * len(networks)))
-    axes = figure.subplots(1, 2) if networks and rounds else [figure.subplots()]
-    if rounds:
-        _loss_by_round(axes[0], rounds)
-    if networks:
-        _loss_rows(axes[-1], networks)
-    return figure
+    figures = []
+    for records, draw in ((rounds, _loss_by_round), (networks, _loss_rows)):
+        if records:
+            figures.append(make(PANEL, max(3.4, 1.8 + 0.32 * len(networks))))
+            draw(figures[-1].subplots(), records)
+            legend_below(figures[-1])
+    return figures
 
 
 def _loss_by_round(axis: Any, rounds: Sequence[Record]) -> None:
@@ -139,7 +152,6 @@ def _loss_by_round(axis: Any, rounds: Sequence[Record]) -> None:
     axis.set_xlabel("round (0 = initial network)")
     axis.set_ylabel("cross entropy (nats)")
     whole_numbers(axis)
-    axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2)
 
 
 def _loss_rows(axis: Any, networks: Sequence[Record]) -> None:
@@ -157,41 +169,41 @@ def _loss_rows(axis: Any, networks: Sequence[Record]) -> None:
     axis.set_title("Finished networks")
     axis.set_xlabel("cross entropy (nats)")
     for label, marker, face in (("training", "o", PAPER), ("held out", "o", INK), ("test", "D", INK)):
-        axis.plot([], [], marker, color=INK, markerfacecolor=face, label=label)
-    axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=3)
+        axis.plot([], [], marker, color=INK, markerfacecolor=face, label=label, linestyle="none")
 
 
-def learning_curves(story: Story, make: MakeFigure) -> Any | None:
+def learning_curves(story: Story, make: MakeFigure) -> list[Any]:
     """Loss against epochs of every network that was trained as a whole."""
-    curves = {name: records for name, records in story.curves.items() if len(records) > 1}
-    if not curves:
-        return None
-    columns = min(3, len(curves))
-    rows = -(-len(curves) // columns)
-    figure = make(WIDTH, 2.7 * rows + 0.4)
-    axes = figure.subplots(rows, columns, squeeze=False).flatten()
-    for axis, (name, records) in zip(axes, curves.items(), strict=False):
+    figures = []
+    for name, records in story.curves.items():
+        if len(records) < 2:
+            continue
+        figures.append(make(PANEL, 3.4))
+        axis = figures[-1].subplots()
         colour = role_colour(str(records[0].get("phase")))
         epochs = [record["epoch"] for record in records]
         axis.plot(epochs, gaps([r.get("train_loss") for r in records]), "--", color=colour, label="training")
         axis.plot(epochs, gaps([r.get("val_loss") for r in records]), "-", color=colour, label="held out")
         axis.set_title(name)
         axis.set_xlabel("epoch")
+        axis.set_ylabel("loss (nats)")
         whole_numbers(axis)
-    for axis in axes[len(curves) :]:
-        axis.set_visible(False)
-    axes[0].set_ylabel("loss (nats)")
-    axes[0].legend(loc="upper right")
-    return figure
+        legend_below(figures[-1])
+    return figures
 
 
 def gaps(values: Sequence[float | None]) -> list[float]:
     return [float("nan") if value is None else value for value in values]
 
 
-def whole_numbers(axis: Any, wide: bool = False) -> None:
+def whole_numbers(axis: Any) -> None:
     from matplotlib.ticker import MaxNLocator
 
     first, last = axis.get_xlim()
-    most = 25 if wide and last - first < 25 else 8
+    most = 25 if is_wide(axis.figure) and last - first < 25 else 8
     axis.xaxis.set_major_locator(MaxNLocator(nbins=most, integer=True, min_n_ticks=1))
+
+
+def is_wide(figure: Any) -> bool:
+    """Whether a figure is as wide as the page, and no panel."""
+    return bool(figure.get_figwidth() > PANEL)

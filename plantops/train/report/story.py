@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from plantops.train.run import RunRecord, read_run
+from plantops.train.report.records import checked
+from plantops.train.run import METRICS, RunRecord, read_run
 
 Record = Mapping[str, Any]
 
@@ -22,7 +24,9 @@ class Story:
     Attributes:
         rounds: the ``round`` records in order; round 0 is the initial network.
         candidates: the ``candidate`` records, by round.
-        prunings: the ``pruned`` records, by the round that they were behind.
+        prunings: the ``pruned`` records, by the round that they came after.
+        teacher: the ``teacher`` record: what it knows more than the initial network; None where it was not compared.
+        discarded: the ``discarded`` records: trainings that made a network worse, so the one before was kept.
         networks: the ``network`` records in order: the only place where the test part appears.
         curves: the ``epoch`` records of whole networks (not of candidates), by network name.
         stop: why the search ended; None where it has not.
@@ -36,6 +40,8 @@ class Story:
     rounds: list[Record]
     candidates: dict[int, list[Record]]
     prunings: dict[int, Record]
+    teacher: Record | None
+    discarded: Sequence[Record]
     networks: list[Record]
     curves: dict[str, list[Record]]
     stop: Record | None
@@ -122,7 +128,12 @@ def read_story(path: str | Path, compare: Sequence[str | Path] = ()) -> Story:
 
 
 def tell(run: RunRecord, others: Sequence[Story] = ()) -> Story:
-    """Sort a run's records."""
+    """Sort a run's records.
+
+    Raises:
+        RunError: a record without a field that is needed, or with one of another kind; names the line.
+    """
+    run = dataclasses.replace(run, metrics=checked(run.metrics, run.path / METRICS))
     candidates: dict[int, list[Record]] = {}
     for record in run.of("candidate"):
         candidates.setdefault(record["round"], []).append(record)
@@ -130,7 +141,7 @@ def tell(run: RunRecord, others: Sequence[Story] = ()) -> Story:
     for record in run.of("epoch"):
         if record.get("phase") != "candidate":
             curves.setdefault(str(record.get("name") or record.get("phase")), []).append(record)
-    stops = run.of("stop")
+    stops, teachers = run.of("stop"), run.of("teacher")
     return Story(
         path=run.path,
         config=run.config,
@@ -139,6 +150,8 @@ def tell(run: RunRecord, others: Sequence[Story] = ()) -> Story:
         rounds=sorted(run.of("round"), key=lambda record: record["round"]),
         candidates=dict(sorted(candidates.items())),
         prunings={record["round"]: record for record in run.of("pruned")},
+        teacher=teachers[-1] if teachers else None,
+        discarded=run.of("discarded"),
         networks=list(run.of("network")),
         curves=curves,
         stop=stops[-1] if stops else None,
@@ -152,14 +165,17 @@ def headline(story: Story) -> list[str]:
     planted = story.network("finetuned") or story.network("planted")
     sentences = []
     if initial is not None and planted is not None:
-        change = 100 * (planted["test_accuracy"] - initial["test_accuracy"])
-        verb = "rose" if change > 0 else "fell" if change < 0 else "stayed"
+        before, after = initial.get("test_accuracy"), planted.get("test_accuracy")
         rounds = story.rounds[-1]["round"] if story.rounds else 0
-        sentences.append(
+        sentence = (
             f"{_count(rounds, 'round')} of planting took the network from {initial['parameters']:,} to "
-            f"{planted['parameters']:,} parameters; its test accuracy {verb} from {percent(initial['test_accuracy'])} "
-            f"to {percent(planted['test_accuracy'])} ({change:+.1f} points)."
+            f"{planted['parameters']:,} parameters"
         )
+        if before is not None and after is not None:
+            verb = "rose" if after > before else "fell" if after < before else "stayed"
+            change = 100 * (after - before)
+            sentence += f"; its test accuracy {verb} from {percent(before)} to {percent(after)} ({change:+.1f} points)"
+        sentences.append(f"{sentence}.")
         if story.prunings:
             gone = sum(sum(record["removed"].values()) for record in story.prunings.values())
             sentences.append(f"Pruning between rounds took away {_count(gone, 'channel')} on the way.")
@@ -167,24 +183,64 @@ def headline(story: Story) -> list[str]:
         for record in story.networks:
             sentences.append(
                 f"{record['name']}: {record['parameters']:,} parameters, test accuracy "
-                f"{percent(record['test_accuracy'])}, test loss {number(record['test_loss'])}."
+                f"{percent(record.get('test_accuracy'))}, test loss {number(record.get('test_loss'))}."
             )
         return sentences
     if teacher is not None and planted is not None:
         share = planted["parameters"] / teacher["parameters"]
         sentences.append(
-            f"The teacher has {teacher['parameters']:,} parameters and reaches {percent(teacher['test_accuracy'])}: "
-            f"the planted network has {100 * share:.1f} % of its parameters."
+            f"The teacher has {teacher['parameters']:,} parameters and reaches "
+            f"{percent(teacher.get('test_accuracy'))}: the planted network has {100 * share:.1f} % of its parameters."
         )
     nearest = _nearest(planted, story)
     if nearest is not None and planted is not None:
         sentences.append(
             f"The uniform network nearest in size, {nearest['name']} with {nearest['parameters']:,} parameters, "
-            f"reaches {percent(nearest['test_accuracy'])}."
+            f"reaches {percent(nearest.get('test_accuracy'))}."
         )
     if story.stop is not None:
-        sentences.append(f"The search ended: {story.stop['reason']}.")
+        sentences.append(f"The search ended: {stop_words(story.stop['reason'])}.")
     return sentences
+
+
+STOPS = {
+    "max_rounds": "it has had all the rounds that were allowed",
+    "max_params": "every further growth would have had more parameters than were allowed",
+}
+"""What the reasons of a ``stop`` record mean that are no sentence of their own."""
+
+
+def stop_words(reason: str) -> str:
+    """Why a search ended, as part of a sentence."""
+    return STOPS.get(reason, reason)
+
+
+def warnings(story: Story) -> list[str]:
+    """What a reader has to know before the numbers are believed."""
+    found = []
+    verdict = story.teacher
+    if verdict is not None and verdict.get("clear") is False:
+        own, gain, error = (verdict.get(name) for name in ("val_loss", "gain", "gain_error"))
+        spread = "" if error is None else f" (standard error {error:.4f})"
+        other = None if own is None or gain is None else own + gain
+        found.append(
+            f"The teacher had little to teach: its held-out loss {number(own)} is not clearly below the initial "
+            f"network's {number(other)}; the difference is {number(gain)}{spread}."
+        )
+    elif verdict is None and story.rounds:
+        own, other = story.teacher_score("val_loss"), story.rounds[0].get("val_loss")
+        if own is not None and other is not None and own >= other:
+            found.append(
+                f"The teacher had little to teach: its held-out loss {number(own)} is not below the initial network's "
+                f"{number(other)}."
+            )
+    for record in story.discarded:
+        before, after = record["val_loss"]
+        found.append(
+            f"{record['name']} was taken back: it would have changed the held-out loss from {number(before)} to "
+            f"{'something not finite' if after is None else number(after)}."
+        )
+    return found
 
 
 def _nearest(planted: Record | None, story: Story) -> Record | None:

@@ -64,6 +64,7 @@ def drawing(ink: str = INK, grid: str = FAINT) -> Iterator[Any]:
         "grid.color": grid,
         "grid.linewidth": 0.8,
         "legend.frameon": False,
+        "text.parse_math": False,  # names are names, whatever signs they have
         "legend.fontsize": 9,
         "lines.linewidth": 1.8,
         "lines.markersize": 6,
