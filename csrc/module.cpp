@@ -58,7 +58,7 @@ PyMethodDef shortcuts[] = {
         "kl_div_logits_value_and_grad", "(student, teacher, temperature, reduction, impl) -> (Tensor, Tensor) or None."),
     shortcut<plantops::eager::distillation_loss>(
         "distillation_loss",
-        "(student, teacher, target, alpha, temperature, label_smoothing, reduction, impl) -> Tensor or None."),
+        "(student, teacher, target, alpha, temperature, label_smoothing, ignore_index, reduction, impl) -> Tensor or None."),
     {"forget_choices", plantops::eager::forget_choices, METH_NOARGS, "Ask again what impl='auto' stands for."},
     {nullptr, nullptr, 0, nullptr},
 };

@@ -25,7 +25,13 @@ from plantops.ops._registry import check_impl
 
 
 def kl_div_logits(
-    student: Tensor, teacher: Tensor, temperature: float = 1.0, reduction: str = "batchmean", *, impl: str = "auto"
+    student: Tensor,
+    teacher: Tensor,
+    temperature: float = 1.0,
+    reduction: str = "batchmean",
+    *,
+    mask: Tensor | None = None,
+    impl: str = "auto",
 ) -> Tensor:
     """Kullback-Leibler divergence of the student's class distribution from the teacher's, from logits.
 
@@ -41,6 +47,10 @@ def kl_div_logits(
         temperature: T > 0.
         reduction: as in `torch.nn.functional.kl_div`: "none" (the pointwise terms ``[*, C]``), "sum", "mean" (over
             all elements), "batchmean" (the sum divided by ``shape[0]``).
+        mask: bool ``[*]``, True where a row counts, as in `torch.masked`; default: every row does. The loss is that of
+            ``student[mask], teacher[mask]``: another row adds nothing and gets no gradient, whatever its logits, "none"
+            gives zeros there, "mean" and "batchmean" divide by the elements and rows that count (NaN where none does).
+            Costs a copy of both.
         impl: "auto", "reference", "aten", "native" or "triton".
 
     Returns:
@@ -54,11 +64,21 @@ def kl_div_logits(
 
     Source: Hinton, Vinyals, Dean, arXiv 1503.02531; as the loss of planting: Mitsuno et al., arXiv 2011.02390.
     """
-    if (loss := _eager.kl_div_logits(student, teacher, temperature, reduction, impl)) is not None:
+    if mask is None and (loss := _eager.kl_div_logits(student, teacher, temperature, reduction, impl)) is not None:
         return loss
     _checks.check_logits(student, teacher, temperature)
     _checks.check_choice("reduction", reduction, _kl.REDUCTIONS)
     check_impl(impl)
+    if mask is not None:
+        _checks.check_mask(mask, student)
+        # Two rows of zeros are one distribution: their terms and gradients are 0.
+        student, teacher = (torch.where(mask.unsqueeze(-1), logits, 0) for logits in (student, teacher))
+        if reduction == "none":
+            return kl_div_logits(student, teacher, temperature, "none", impl=impl)
+        loss = kl_div_logits(student, teacher, temperature, "sum", impl=impl)
+        if reduction == "sum":
+            return loss
+        return loss / (mask.sum() * (student.shape[-1] if reduction == "mean" else 1))
     if _transforms.involved(student, teacher):
         _transforms.check_impl("kl_div_logits", impl)
         return _kl.reference.forward(student, teacher, temperature, reduction)[0]
@@ -74,7 +94,7 @@ def kl_div_logits_value_and_grad(
     """The value of `kl_div_logits` and its gradient to the student in one pass, without autograd.
 
     For training loops that call ``logits.backward(gradient)`` themselves. Arguments, formula and errors are those of
-    `kl_div_logits`; the gradient is for an upstream gradient of one (of ones with ``reduction="none"``).
+    `kl_div_logits` without a mask; the gradient is for an upstream gradient of one (of ones with ``reduction="none"``).
 
     Returns:
         ``(loss, gradient)``: the loss as in `kl_div_logits`, the gradient with the student's shape and dtype. Neither
@@ -101,6 +121,7 @@ def distillation_loss(
     alpha: float,
     temperature: float,
     label_smoothing: float = 0.0,
+    ignore_index: int | None = -100,
     reduction: str = "mean",
     impl: str = "auto",
 ) -> Tensor:
@@ -114,10 +135,15 @@ def distillation_loss(
     Args:
         student: logits ``[*, C]``, C from 2 to 262,144; float64, float32, bfloat16 or float16, any strides.
         teacher: logits of the same shape and device, without gradient; its dtype and layout may differ.
-        target: class indices ``[*]``, int64, in ``[0, C)``; checked on the CPU, by a device assert on a GPU.
+        target: class indices ``[*]`` of any integer type, in ``[0, C)`` or `ignore_index`; checked on the CPU, by a
+            device assert on a GPU.
         alpha: the share of distillation, in [0, 1].
         temperature: T > 0.
         label_smoothing: in [0, 1], as in `torch.nn.functional.cross_entropy`.
+        ignore_index: a row with this target adds to neither term and gets no gradient, as in
+            `torch.nn.functional.cross_entropy`: "none" gives 0 there, "mean" divides by the rows that are left (NaN
+            with a gradient of 0 where none is, as in torch). None: no target is one, which saves a few small kernels
+            on a GPU and in compiled code, where targets are not looked at beforehand.
         reduction: "mean" or "sum" over the rows, or "none" for one value a row ``[*]``.
         impl: "auto", "reference", "aten", "native" or "triton".
 
@@ -128,20 +154,33 @@ def distillation_loss(
     Raises:
         ValueError: shapes, devices, class count, a target out of range, alpha, temperature, label_smoothing,
             reduction, impl, or a teacher that requires grad.
-        TypeError: logits that are no floating tensor, a target that is not int64.
+        TypeError: logits that are no floating tensor, a target that is no tensor of integers.
         NotImplementedError: an `impl` asked for by name that cannot compute here.
 
     Source: Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", arXiv 1503.02531, section 2.
     """
-    loss = _eager.distillation_loss(student, teacher, target, alpha, temperature, label_smoothing, reduction, impl)
+    loss = _eager.distillation_loss(
+        student, teacher, target, alpha, temperature, label_smoothing, ignore_index, reduction, impl
+    )
     if loss is not None:
         return loss
     _checks.check_logits(student, teacher, temperature)
-    _checks.check_target(target, student)
+    target = _checks.class_indices(target, student)
     _checks.check_unit("alpha", alpha)
     _checks.check_unit("label_smoothing", label_smoothing)
     _checks.check_choice("reduction", reduction, _distillation.REDUCTIONS)
     check_impl(impl)
+    if ignore_index is not None:
+        _checks.check_integer("ignore_index", ignore_index)
+        ignored = target == ignore_index
+        if _transforms.may_hold(ignored):
+            rows = distillation_loss(
+                student, teacher, target.masked_fill(ignored, 0), alpha=alpha, temperature=temperature,
+                label_smoothing=label_smoothing, ignore_index=None, reduction="none", impl=impl,
+            ).masked_fill(ignored, 0.0)  # fmt: skip
+            if reduction == "none":
+                return rows
+            return rows.sum() if reduction == "sum" else rows.sum() / (~ignored).sum()
     if _transforms.involved(student, teacher):
         _transforms.check_impl("distillation_loss", impl)
         return _distillation.reference.forward(

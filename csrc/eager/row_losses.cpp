@@ -72,6 +72,13 @@ Tensor resolved_backward(const char* stem, const Tensor& grad, const Tensor& stu
   return computed(chosen, stem, [&] { return shape_of(student); }, by_index);
 }
 
+// Whether some row may be left out: where the labels cannot be looked at without a wait, or where one is the index.
+bool may_ignore(const Tensor& target, int64_t ignore_index) {
+  if (!target.is_cpu() || !target.is_contiguous()) return true;
+  const int64_t* labels = target.const_data_ptr<int64_t>();
+  return std::find(labels, labels + target.numel(), ignore_index) != labels + target.numel();
+}
+
 struct KLDivLogits : torch::autograd::Function<KLDivLogits> {
   static constexpr char kForward[] = "kl_div_logits", kBackward[] = "kl_div_logits_backward";
 
@@ -191,12 +198,14 @@ PyObject* distillation_loss(PyObject*, PyObject* const* values, Py_ssize_t count
   const Tensor student = a.tensor(), teacher = a.tensor(), target = a.tensor();
   const std::array<double, 3> factors{a.number(), a.number(), a.number()};
   const auto [alpha, temperature, label_smoothing] = factors;
+  const std::optional<int64_t> ignore_index = a.optional_integer();
   const string_view reduction = a.text(), impl = a.text();
   if (!a.ordinary() || !valid_logits(student, teacher, temperature)) Py_RETURN_NONE;
   if (target.scalar_type() != at::kLong || target.device() != student.device()) Py_RETURN_NONE;
   if (target.sizes() != student.sizes().slice(0, student.dim() - 1)) Py_RETURN_NONE;
   if (!unit(alpha) || !unit(label_smoothing)) Py_RETURN_NONE;
   if (reduction != "none" && reduction != "sum" && reduction != "mean") Py_RETURN_NONE;
+  if (ignore_index && may_ignore(target, *ignore_index)) Py_RETURN_NONE;
   return wrapped_or_none(resolved<Tensor>(DistillationLoss::kForward, student, impl, [&](string_view chosen) {
     if (wants_grad(student))
       return DistillationLoss::apply(student, teacher, target, factors, reduction, chosen, impl);

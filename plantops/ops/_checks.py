@@ -12,6 +12,7 @@ from plantops.errors import ArgumentError, ArgumentTypeError
 from plantops.ops import _transforms
 
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+INTEGER_DTYPES = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 MIN_CLASSES, MAX_CLASSES = 2, 262_144
 
 
@@ -22,10 +23,11 @@ def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
 
 
 def described(value: object) -> str:
-    """What came instead of an argument: a tensor by its shape and dtype, anything else as it is written."""
+    """What came instead of an argument: a tensor by its shape and dtype, a word or number as it is, else the type."""
     if isinstance(value, Tensor):
         return f"a Tensor of shape {tuple(value.shape)} and {value.dtype}"
-    return repr(value)
+    plain = value is None or isinstance(value, (str, int, float, complex, tuple))
+    return repr(value) if plain else f"an object of type {type(value).__name__}"
 
 
 def check_integer(name: str, value: Any) -> None:
@@ -70,16 +72,25 @@ def check_logits(student: Tensor, teacher: Tensor, temperature: float) -> None:
     check_positive("temperature", temperature)
 
 
-def check_target(target: Tensor, student: Tensor) -> None:
-    """What class indices for these logits must be, their range aside (that is data, and the kernels' to check)."""
-    if not isinstance(target, Tensor) or target.dtype != torch.int64:
-        raise ArgumentTypeError(
-            f"target: expected an int64 tensor of class indices, got {getattr(target, 'dtype', type(target))}"
-        )
+def class_indices(target: Tensor, student: Tensor) -> Tensor:
+    """Class indices for these logits as int64; their range is data, and the kernels' to check."""
+    if not isinstance(target, Tensor) or target.dtype not in INTEGER_DTYPES:
+        raise ArgumentTypeError(f"target: expected a tensor of integers, the class indices, got {described(target)}")
     if target.shape != student.shape[:-1]:
         raise ArgumentError(f"target: expected shape {tuple(student.shape[:-1])}, got {tuple(target.shape)}")
     if target.device != student.device:
         raise ArgumentError(f"target: expected the student's device {student.device}, got {target.device}")
+    return target.long()
+
+
+def check_mask(mask: Tensor, student: Tensor) -> None:
+    """What a mask of rows of these logits must be."""
+    if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+        raise ArgumentTypeError(f"mask: expected a bool tensor or None, got {described(mask)}")
+    if mask.shape != student.shape[:-1]:
+        raise ArgumentError(f"mask: expected shape {tuple(student.shape[:-1])}, got {tuple(mask.shape)}")
+    if mask.device != student.device:
+        raise ArgumentError(f"mask: expected the student's device {student.device}, got {mask.device}")
 
 
 def check_target_range(target: Tensor, classes: int) -> None:

@@ -47,3 +47,9 @@ def values(tensor: Tensor) -> Tensor | None:
     while torch._C._functorch.is_functorch_wrapped_tensor(tensor):
         tensor = torch._C._functorch.get_unwrapped(tensor)
     return tensor
+
+
+def may_hold(condition: Tensor) -> bool:
+    """Whether the condition holds anywhere, or cannot be looked at: in traced code, and without a wait on a GPU."""
+    known = values(condition)
+    return known is None or known.device.type != "cpu" or bool(known.any())
