@@ -137,9 +137,9 @@ class PlanterConfig:
             check_minimum("path_epochs", self.path_epochs, 0)
         if self.grow_linear is not None:
             check_flag("grow_linear", self.grow_linear)
-        check_type("seed", self.seed, int)
+        check_type("seed", self.seed, int, "an integer")
         if not isinstance(self.init, GradMax):
-            check_type("init", self.init, str)
+            check_type("init", self.init, str, "a name or a GradMax object")
         if not isinstance(self.sites, (tuple, list)) or not all(isinstance(pattern, str) for pattern in self.sites):
             raise ArgumentTypeError(f"sites must be several patterns, as in ('layer3.*',), got {self.sites!r}")
         check_choice("objective", self.objective, OBJECTIVES)

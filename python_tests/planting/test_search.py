@@ -353,8 +353,8 @@ def test_config_names_field_and_value(field: str, value: Any, text: str) -> None
         ("lr", "0.1", "lr must be a number, above 0, got '0.1'"),
         ("momentum", None, "momentum must be a number, from 0 to below 1, got None"),
         ("sites", "conv1", r"sites must be several patterns, as in \('layer3.\*',\), got 'conv1'"),
-        ("seed", 1.5, "seed must be a int, got float: 1.5"),
-        ("init", None, "init must be a str, got NoneType: None"),
+        ("seed", 1.5, "seed must be an integer, got float: 1.5"),
+        ("init", None, "init must be a name or a GradMax object, got None"),
     ],
 )
 def test_config_names_the_type_that_came(field: str, value: Any, text: str) -> None:
