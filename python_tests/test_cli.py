@@ -187,9 +187,16 @@ def test_the_published_procedure_has_nothing_added() -> None:
     assert (options.epochs, options.initial_epochs, options.initial_objective) == (100, 100, "ce")
 
 
-def test_info_names_every_op_and_how_to_change_what_is_missing(capsys: pytest.CaptureFixture[str]) -> None:
+def test_info_names_every_op_and_how_to_change_what_is_missing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HOME", str(Path(cli.__file__).parents[1]))
+    monkeypatch.setenv("PLANTOPS_CPU_ISA", "baseline")
     assert cli.main(["info"]) == 0
     said = capsys.readouterr().out
+    assert "in ~/plantops" in said
+    assert os.environ["HOME"] not in said
+    assert "  PLANTOPS_CPU_ISA=baseline\n" in said
     for word in (
         "plantops ",
         "compiled module:",
@@ -197,6 +204,9 @@ def test_info_names_every_op_and_how_to_change_what_is_missing(capsys: pytest.Ca
         "kl_div_logits",
         "not live:",
         "devices:",
+        "machine:",
+        "free on this disk:",
+        "environment:",
         "extras:",
     ):
         assert word in said

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import platform
+import shutil
 from importlib import metadata
+from pathlib import Path
 
 import torch
 
@@ -12,6 +15,7 @@ import plantops
 from plantops import _extension
 from plantops._cli.mistakes import Mistake, mistakes
 from plantops.ops import _registry
+from plantops.train.environment import describe_environment
 from plantops.train.progress import table_lines
 
 EXTRAS = {
@@ -22,21 +26,42 @@ EXTRAS = {
     "tensorboard": ("tensorboard",),
 }
 INSTALLED_AS = {"sklearn": "scikit-learn"}
+VARIABLES = ("PLANTOPS_", "OMP_", "MKL_", "ONEDNN_", "DNNL_", "ATEN_", "CUDA_", "TRITON_", "TORCH_", "PYTORCH_")
+"""How the names of those begin that ``info`` shows."""
 SHOWN = ("reference", "aten", "native", "triton")
 
 
+ABOUT_INFO = """\
+usage: plantops info
+
+What runs here, what does not, why, and the command that would change it; machine and environment, for a bug report.
+"""
+
+
 def info(arguments: list[str]) -> int:
-    """``plantops info``: what runs here, what does not, why, and the command that would change it."""
+    """``plantops info``: what runs here, what does not, why, and the command that would change it.
+
+    All that a report of a bug needs, and nothing that it should not hold: the home folder is written as ``~``.
+    """
+    if any(argument in ("-h", "--help") for argument in arguments):
+        print(ABOUT_INFO, end="")
+        return 0
     if arguments:
         raise Mistake("it takes no options.")
-    print("\n".join([*_versions(), "", *_module(), "", *_implementations(), "", *_devices(), "", *_extras()]))
+    parts = [_versions(), _module(), _implementations(), _devices(), _machine(), _variables(), _extras()]
+    text = "\n\n".join("\n".join(lines) for lines in parts)
+    home = str(Path.home())
+    print(text.replace(home, "~") if len(home) > 1 else text)
     return 0
 
 
 def _versions() -> list[str]:
     names = ("torch", "numpy", "safetensors", "triton")
     found = ", ".join(f"{name} {_version(name)}" for name in names if _version(name))
-    return [f"plantops {plantops.__version__}, Python {platform.python_version()}, {found}"]
+    return [
+        f"plantops {plantops.__version__}, Python {platform.python_version()}, {found}",
+        f"  in {Path(plantops.__file__).parent}",
+    ]
 
 
 def _module() -> list[str]:
@@ -74,6 +99,31 @@ def _devices() -> list[str]:
     if not gpus:
         gpus = ["cuda: no GPU is visible" if torch.version.cuda else "cuda: this torch is built without CUDA"]
     return ["devices:", *(f"  {line}" for line in (cpu, *gpus))]
+
+
+def _machine() -> list[str]:
+    """What a run's ``config.json`` says of the machine, and the room that there is."""
+    known = describe_environment()
+    names = ("system", "libc", "machine", "cpu", "cpus")
+    lines = [f"  {name}: {known[name]}" for name in names if known[name]]
+    free = shutil.disk_usage(Path.cwd()).free / 1e9
+    memory = _memory()
+    room = f"  memory: {memory / 1e9:.1f} GB; " if memory else "  "
+    return ["machine:", *lines, f"{room}free on this disk: {free:.1f} GB"]
+
+
+def _memory() -> int | None:
+    """Bytes of memory of the machine, where the system says."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, OSError, ValueError):
+        return None
+
+
+def _variables() -> list[str]:
+    """The variables of the environment that change what is computed, or how."""
+    found = sorted(name for name in os.environ if name.startswith(VARIABLES))
+    return ["environment:", *([f"  {name}={os.environ[name]}" for name in found] or ["  nothing that plantops reads"])]
 
 
 def _extras() -> list[str]:
