@@ -1,10 +1,12 @@
-"""Which tests of a product of parameters the default tier keeps: so many that each pair of values meets once."""
+"""Which tests of many parameters the default tier keeps: of a product so many that each pair of values meets once."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import Any
+
+import pytest
 
 
 def covering(tests: Sequence[Mapping[str, Any]]) -> set[int]:
@@ -21,3 +23,8 @@ def covering(tests: Sequence[Mapping[str, Any]]) -> set[int]:
         kept.add(best)
         missing -= pairs[best]
     return kept
+
+
+def mostly_exhaustive(values: Iterable[Any], kept: Container[Any]) -> list[Any]:
+    """Values for `parametrize`, those that are not to be kept marked `exhaustive`."""
+    return [value if value in kept else pytest.param(value, marks=pytest.mark.exhaustive) for value in values]

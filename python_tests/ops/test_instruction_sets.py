@@ -21,6 +21,7 @@ def run(arguments: list[str], **environment: str) -> subprocess.CompletedProcess
     return subprocess.run([sys.executable, *arguments], env=env, cwd=ROOT, capture_output=True, text=True)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.skipif(not STATUS.loaded, reason=f"no compiled module: {STATUS.reason}")
 @pytest.mark.parametrize("level", ["baseline", "avx2", "avx512"])
 def test_kernels_with(level: str):

@@ -12,6 +12,7 @@ from paths import without_shortcuts, without_the_module
 
 from plantops.functional import planted_conv2d
 from plantops.ops import _autocast, _registry
+from python_tests.pairs import mostly_exhaustive
 
 op, backward_op = torch.ops.plantops.planted_conv2d.default, torch.ops.plantops.planted_conv2d_backward.default
 WIDE = Case(fi=14, pi=2, fo=12, po=4, start=3, activation="relu", max_pool=2, size=(8, 8), addend=True)
@@ -128,18 +129,18 @@ def op_arguments(case: Case, dtype: torch.dtype, impl: str):
     return forward, output, backward
 
 
+CHECKED = [
+    Case(layout="channels_last", max_pool=2, activation="relu"), Case(fi=6, fo=4, groups=2, pi=3, po=2, start=1),
+    *(Case(layout=layout, max_pool=m, activation=a) for layout, m, a in (
+        ("contiguous", 1, "none"), ("slice", 3, "none"), ("channels_last slice", 1, "relu"),
+        ("channels_last slice", 2, "none"))),
+    Case(fi=0, start=0, addend=True), Case(fo=0), Case(batch=0), Case(stride=2, dilation=2, padding=3),
+    Case(fi=9, pi=1, fo=9, po=1, layout="channels_last"),
+]  # fmt: skip
+
+
 @pytest.mark.parametrize("impl", ["reference", "aten", "native"])
-@pytest.mark.parametrize(
-    "case",
-    [
-        *(Case(layout=layout, max_pool=m, activation=a) for layout, m, a in (
-            ("contiguous", 1, "none"), ("channels_last", 2, "relu"), ("slice", 3, "none"),
-            ("channels_last slice", 1, "relu"), ("channels_last slice", 2, "none"))),
-        Case(fi=0, start=0, addend=True), Case(fo=0), Case(batch=0), Case(stride=2, dilation=2, padding=3),
-        Case(fi=6, fo=4, groups=2, pi=3, po=2, start=1), Case(fi=9, pi=1, fo=9, po=1, layout="channels_last"),
-    ],
-    ids=str,
-)  # fmt: skip
+@pytest.mark.parametrize("case", mostly_exhaustive(CHECKED, CHECKED[:2]), ids=str)
 def test_opcheck(case: Case, impl: str):
     if not _registry.live("planted_conv2d", impl, "cpu"):
         pytest.skip(_registry.why_not("planted_conv2d", impl, "cpu"))
