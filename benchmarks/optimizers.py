@@ -4,9 +4,9 @@
     python benchmarks/optimizers.py                # every optimizer; writes the CSV file and the table of the page
     python benchmarks/optimizers.py --only torch   # one library, printed
 
-In float64, for each optimizer at the library's own settings: a small network is trained for seven steps, channels are
-planted, the planted blocks are trained alone, the network is merged, ``plantops.carry_state`` brings the optimizer
-over, and the grown network makes its next step. Looked at:
+In float64, for each optimizer at the library's own settings: a small network is trained for twelve steps, channels are
+planted, the planted blocks are trained alone for eight, the network is merged, ``plantops.carry_state`` brings the
+optimizer over, and the grown network makes its next step. Looked at:
 
 - ``trunk_bits``: whether training the blocks left every bit of the trunk as it was;
 - ``old_rows``: after a growth that keeps the function, the largest difference between the next step of the old slices
@@ -32,11 +32,11 @@ from harness import RESULTS
 from torch import Tensor, nn
 
 import plantops
-from plantops.bench.record import write_csv
+from plantops.bench.record import read_csv, write_csv
 
 Make = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
 PACKAGES = {"torch": "torch", "timm": "timm", "pytorch_optimizer": "pytorch_optimizer", "schedulefree": "schedulefree"}
-BEFORE, BLOCKS, CHANNELS = 7, 3, 4
+BEFORE, BLOCKS, CHANNELS = 12, 8, 4
 EXACT, STILL = 1e-12, 0.01  # a wrong copy moves rows by a tenth and more; a sign of rounding by the rate
 COLUMNS = (
     "library", "version", "optimizer", "outcome", "trunk_bits", "next_step", "old_rows", "couples", "still_rows",
@@ -92,6 +92,11 @@ def _sam(kind: Any, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
 
 
 def _with_defaults(kind: Any, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    if "use_muon" in (kind.__doc__ or ""):
+        matrices = [parameter for parameter in parameters if parameter.dim() > 1]
+        rest = [parameter for parameter in parameters if parameter.dim() < 2]
+        groups = [{"params": matrices, "use_muon": True}, {"params": rest, "use_muon": False}]
+        return kind([group for group in groups if group["params"]])  # type: ignore[no-any-return]
     needed = {
         name: {"num_data": 100, "num_iterations": 100}.get(name)
         for name, one in inspect.signature(kind.__init__).parameters.items()
@@ -184,7 +189,7 @@ def way_of(make: Make) -> tuple[bool, str]:
             before = [parameter.detach().clone() for parameter in net.parameters()]
             try:
                 optimizer = ready(make, net.parameters())
-                for seed in range(4):
+                for seed in range(BLOCKS):
                     step(net, optimizer, x, way, seed)
             except Exception as error:
                 failure = failure or error
@@ -342,6 +347,93 @@ def outcome(row: dict[str, Any]) -> str:
     return "carried" if row["still_rows"] < STILL else "FAILS"
 
 
+# -- the page -------------------------------------------------------------------------------------------------------
+
+CARRY = "`carry_state(optimizer, planted, merged, planted_optimizer)`"
+NEW = "a new optimizer over `merged.parameters()`"
+
+
+def page(rows: list[dict[str, str]]) -> str:
+    """The table of the page: for each library what holds for which of its optimizers."""
+    ran = [row for row in rows if row["trunk_bits"]]
+    kept = sum(row["trunk_bits"] == "True" for row in ran)
+    lines = [
+        f"Of {len(rows)} optimizers {len(ran)} train planted blocks here; under {kept} of them the trunk keeps every "
+        "bit. "
+        "Each was run as `benchmarks/optimizers.py` says: twelve steps, planted, eight steps of the blocks, merged, "
+        "carried, the next step, in float64; the numbers are in `benchmarks/results/optimizers.csv`.",
+        "",
+        "| tool | optimizers | what holds | what to do |",
+        "| --- | --- | --- | --- |",
+    ]
+    for library in LIBRARIES:
+        own = [row for row in rows if row["library"] == library]
+        if not own:
+            continue
+        tool = f"{library} {own[0]['version']}"
+        for match, holds, todo in KINDS:
+            names = [named(row) for row in own if match(row)]
+            if names:
+                lines.append(f"| {tool} | {', '.join(names)} | {holds} | {todo} |")
+    lines += ["", f"torch {rows[0]['torch']}. {RATIOS}"]
+    return "\n".join(lines) + "\n"
+
+
+RATIOS = (
+    "A number in brackets is the next step of trained slices over the one that their own optimizer would have made, "
+    "where it is not between 0.5 and 2: rates that an optimizer learns, and norms, belong to the group or tensor that "
+    "they join."
+)
+
+
+def named(row: dict[str, str]) -> str:
+    kept = row["reason"].partition(" keeps ")[2].partition(" for ")[0].partition(" in ")[0]
+    begins = row["reason"].partition(" begins ")[2].partition(" with ")[0]
+    if row["outcome"] == "refused":
+        key = (kept or begins).partition(",")[0].strip().strip("'")
+        return row["optimizer"] + (f" (`{key}`)" if key else "")
+    ratio = float(row["new_rows"] or 1)
+    return row["optimizer"] + ("" if 0.5 <= ratio <= 2 else f" ({ratio:.2g})")
+
+
+def carried(row: dict[str, str], couples: bool) -> bool:
+    return row["outcome"] == "carried" and (float(row["old_rows"]) > EXACT) == couples
+
+
+KINDS: tuple[tuple[Callable[[dict[str, str]], bool], str, str], ...] = (
+    (
+        lambda row: carried(row, False),
+        "old slices step as without the growth (to 1e-12), new ones begin as new parameters do or go on as they were",
+        CARRY,
+    ),
+    (
+        lambda row: carried(row, True),
+        "the same, but the optimizer computes norms or products over whole tensors: old slices of a larger tensor step "
+        "otherwise, under a new optimizer, too",
+        CARRY,
+    ),
+    (
+        lambda row: row["outcome"] == "refused" and " begins " not in row["reason"],
+        "refused by name: what it keeps does not lie along the parameter, or where nothing can follow it",
+        NEW,
+    ),
+    (
+        lambda row: row["outcome"] == "refused" and " begins " in row["reason"],
+        "refused by name: a step without gradient does not show what it begins with, or moves the weights",
+        f"{CARRY} where the blocks were trained, else {NEW}",
+    ),
+    (lambda row: row["outcome"] == "FAILS", "does not hold", NEW),
+    (lambda row: row["outcome"] == "not run", "not run: needs a GPU, other arguments, or second derivatives", "-"),
+)
+
+
+def write_page(rows: list[dict[str, str]]) -> None:
+    path = RESULTS.parents[1] / "docs" / "other_tools.md"
+    before, begin, rest = path.read_text().partition("<!-- optimizers -->\n")
+    _, end, after = rest.partition("<!-- /optimizers -->\n")
+    path.write_text(before + begin + page(rows) + end + after)
+
+
 def shortened(text: str) -> str:
     line = " ".join(text.split())
     return line if len(line) < 200 else line[:197] + "..."
@@ -367,7 +459,7 @@ def main() -> None:
                 flush=True,
             )
     if not options.only:
-        write_csv(RESULTS / "optimizers.csv", rows)
+        write_page(read_csv(write_csv(RESULTS / "optimizers.csv", rows)))
 
 
 if __name__ == "__main__":

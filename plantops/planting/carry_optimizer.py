@@ -260,6 +260,9 @@ class _Growth:
                         tensors[source.rpartition(".")[2]] = self._adjusted(
                             level, there[source], path, whole, block, with_state[first]
                         )
+                if not lead.is_floating_point() and not lead.is_complex():  # masks: parameters are floating point
+                    whole_mask = _merged_leaves(layer, {key: one.double() for key, one in tensors.items()})[leaf]
+                    return whole_mask.detach().to(lead.dtype)
                 return _merged_leaves(layer, tensors)[leaf].detach()
             if all(value.numel() < 2 for value in there.values()):
                 return lead

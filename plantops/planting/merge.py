@@ -14,6 +14,8 @@ from plantops.planting.compiled import forget_compiled
 from plantops.planting.pins import unpin
 from plantops.planting.plant import RECORD, Record
 from plantops.planting.swap import replace
+from plantops.planting.trunk import planted_parameters
+from plantops.train.schedule_free import warn_in_training_mode
 from plantops.train.stale import note_left
 
 
@@ -31,6 +33,9 @@ def merge(model: nn.Module, inplace: bool = False, *, check_trunk: bool = True) 
         check_trunk: compare the trunk with what it was when it was planted, or loaded by ``model.load_state_dict``.
             False takes it as it is.
 
+    Warns:
+        UserWarning: a schedule-free optimizer that trained the blocks is in training mode: they are not its average.
+
     Raises:
         TypeError: ``model`` is no module.
         ValueError: it is wrapped (DataParallel, DistributedDataParallel, FSDP, torch.compile).
@@ -42,6 +47,8 @@ def merge(model: nn.Module, inplace: bool = False, *, check_trunk: bool = True) 
     if check_trunk:
         fingerprint.check(model)
     planted = any(isinstance(module, PLANTED) for module in model.modules())
+    if planted:
+        warn_in_training_mode(planted_parameters(model), "plantops.merge")
     before = dict(model.named_parameters())
     if planted and not inplace:
         note_copied(model, "plantops.merge")

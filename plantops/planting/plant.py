@@ -23,6 +23,7 @@ from plantops.planting.originals import Originals
 from plantops.planting.pins import pin
 from plantops.planting.swap import replace
 from plantops.planting.trunk import planted_parameters, sites_of
+from plantops.train import schedule_free
 from plantops.train.stale import note_left
 from plantops.train.stale_averages import watch_averages
 
@@ -119,6 +120,7 @@ def plant(
             initialise(blocks, init, generator)
     _swap_in(model, planted, Originals(before))
     note_left(before, model, "plantops.plant", inplace)
+    schedule_free.watch()
     watch_averages()
     forget_compiled(model)
     return model

@@ -281,9 +281,10 @@ def _settings(optimizer: Optimizer, group: dict[str, Any], memo: dict[int, Any])
     defaults, settings = optimizer.defaults, {}
     for key, value in group.items():
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if key in ("params", "param_names") or (number and key not in defaults):
+        counts = number and key not in defaults and ("lr" in defaults or key == "step")
+        if key in ("params", "param_names") or counts:
             continue
-        kept = not number or key == "lr" or key.startswith("beta")
+        kept = not number or key == "lr" or key.startswith("beta") or key not in defaults
         settings[key] = copy.deepcopy(value if kept else defaults[key], memo)
         if number and ("weight_decay" in key or key == "wd"):
             settings[key] = 0.0

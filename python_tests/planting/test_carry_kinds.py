@@ -49,6 +49,17 @@ class InDictionaries(Kind):
             parameter.sub_(momentum, alpha=group["lr"])
 
 
+class Masked(Kind):
+    """Entries whose gradient changed its sign rest, by a mask; so many, by whole numbers."""
+
+    def move(self, parameter, gradient, state, group):
+        state.setdefault("turns", torch.zeros_like(parameter, dtype=torch.int32))
+        turned = state.setdefault("up", gradient > 0) != (gradient > 0)
+        state["turns"] += turned
+        parameter.sub_(gradient * ~turned / (1 + state["turns"]), alpha=group["lr"])
+        state["up"] = gradient > 0
+
+
 class CopyOfWeights(Kind):
     """Weights are what lies between a start that is remembered and a sum: dual averaging."""
 
@@ -176,6 +187,7 @@ def adamw(parameters):
 KINDS = {
     "lists": InLists,
     "dictionaries": InDictionaries,
+    "masks and whole numbers": Masked,
     "copy of weights": CopyOfWeights,
     "average of weights": AverageOfWeights,
     "count in the group": lambda p: CountInGroup(p, beta_square=0.99),
@@ -257,6 +269,21 @@ def test_slices_that_another_optimizer_trained_go_on(kind):
     expected = planted[0].weight_out.detach() - start
     error = (merged[0].weight.detach()[6:] - start - expected).norm() / expected.norm()
     assert error < (0.1 if kind in NEWEST else 1e-9), float(error)
+
+
+def test_blocks_that_radam_has_not_rectified_yet_go_on_at_their_pace():
+    """It divides by the second moment from the sixth step on only; the parameter that they join did long ago."""
+    net, optimizer = trained(KINDS["RAdam"], 9)
+    planted = plant(net, trace(net, X)["0"], 4, "kaiming", generator=seeded(1))
+    blocks = KINDS["RAdam"](planted_parameters(planted))
+    train(planted, blocks, 3)
+    merged = merge(planted)
+    start = merged[0].weight.detach()[6:].clone()
+    carry_state(optimizer, planted, merged, blocks)
+    train(merged, optimizer, 1)
+    train(planted, blocks, 1)
+    expected = planted[0].weight_out.detach() - start
+    assert 0.9 < (merged[0].weight.detach()[6:] - start).norm() / expected.norm() < 1.1
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -433,3 +460,73 @@ def test_optimizers_of_other_packages_that_are_refused(name):
     table = script()
     row = table.look_at("pytorch_optimizer", name, dict(table.LIBRARIES["pytorch_optimizer"]())[name])
     assert row["outcome"] == "refused", row
+
+
+# -- schedule-free --------------------------------------------------------------------------------------------------
+
+
+class Averaged(torch.optim.Optimizer):
+    """Gradients at (1 - b) z + b x, where x is the mean of the z: schedule-free SGD."""
+
+    def __init__(self, parameters, lr=0.1, b=0.9):
+        super().__init__(parameters, {"lr": lr, "b": b, "k": 0, "train_mode": True})
+
+    def train(self):
+        self._switch(True)
+
+    def eval(self):
+        self._switch(False)
+
+    @torch.no_grad()
+    def _switch(self, mode):
+        for group in self.param_groups:
+            weight = 1 - group["b"] if mode else 1 - 1 / group["b"]
+            for parameter in group["params"]:
+                if group["train_mode"] != mode and parameter in self.state:
+                    parameter.lerp_(self.state[parameter]["z"], weight)
+            group["train_mode"] = mode
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for group in self.param_groups:
+            assert group["train_mode"]
+            group["k"] += 1
+            for parameter in group["params"]:
+                z = self.state[parameter].setdefault("z", parameter.clone())
+                parameter.lerp_(z, 1 / group["k"]).sub_(
+                    parameter.grad, alpha=group["lr"] * (1 - group["b"] * (1 - 1 / group["k"]))
+                )
+                z.sub_(parameter.grad, alpha=group["lr"])
+
+
+def test_merge_says_that_a_schedule_free_optimizer_is_in_training_mode():
+    net, optimizer = trained(Averaged)
+    planted = plant(net, trace(net, X)["0"], 4, "kaiming")
+    blocks = Averaged(planted_parameters(planted))
+    train(planted, blocks, 3)
+    with pytest.warns(UserWarning, match=r"plantops.merge: Averaged is in training mode.*Call optimizer.eval\(\)"):
+        merged = merge(planted)
+    start = merged[0].weight.detach()[6:].clone()
+    carry_state(optimizer, planted, merged, blocks)
+    z = optimizer.state[merged[0].weight]["z"][6:]
+    assert torch.equal(z, blocks.state[planted[0].weight_out]["z"])
+    optimizer.eval()
+    torch.testing.assert_close(merged[0].weight.detach()[6:], start + (start - z) * (1 / 0.9 - 1))
+    optimizer.train()
+    train(merged, optimizer, 1)
+
+
+def test_merge_in_evaluation_mode_stores_the_average_and_says_nothing(recwarn):
+    net, optimizer = trained(Averaged)
+    planted = plant(net, trace(net, X)["0"], 4, "kaiming")
+    blocks = Averaged(planted_parameters(planted))
+    train(planted, blocks, 3)
+    blocks.eval()
+    merged = merge(planted)
+    assert not [one for one in recwarn if "training mode" in str(one.message)]
+    with pytest.raises(ValueError, match="state is in training mode, planted_state in evaluation mode"):
+        carry_state(optimizer, planted, merged, blocks)
+    optimizer.eval()
+    carry_state(optimizer, planted, merged, blocks)
+    optimizer.train()
+    train(merged, optimizer, 1)
