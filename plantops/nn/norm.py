@@ -16,7 +16,10 @@ def _shared(name: str) -> Any:
     def get(new: _NewChannels) -> Tensor | None:
         return getattr(new._of[0], f"{name}_out")
 
-    return property(get)
+    def put(new: _NewChannels, value: Tensor | None) -> None:
+        setattr(new._of[0], f"{name}_out", value)
+
+    return property(get, put)
 
 
 class _NewChannels:

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 from plantops.planting.pins import is_pinned
 from plantops.planting.trunk import trunk_state
@@ -56,6 +57,10 @@ class Fingerprint:
             if key not in now:
                 raise RuntimeError(f"the trunk has changed since plant: {key} is gone. {_ADVICE}.")
             tensor = now[key]
+            if before is not None and not _readable(tensor) and not _empty(tensor):
+                raise RuntimeError(
+                    f"the trunk has changed since plant: {key} is a {type(tensor).__name__} now. {_ADVICE}."
+                )
             if tensor.dtype != dtype and torch.promote_types(tensor.dtype, dtype) != tensor.dtype:
                 continue
             after = digest(tensor.to(dtype))
@@ -99,10 +104,19 @@ def _loaded(model: nn.Module, incompatible: Any) -> None:
 
 def digest(tensor: Tensor) -> str | None:
     """SHA-256 of the bytes of ``tensor``, whatever its layout; None where it has none to be read."""
-    if type(tensor) not in (Tensor, nn.Parameter) or tensor.is_meta or tensor.layout != torch.strided:
+    if _empty(tensor) or not _readable(tensor):
         return None
     flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
     return hashlib.sha256(flat.numpy().data).hexdigest()
+
+
+def _readable(tensor: Tensor) -> bool:
+    return type(tensor) in (Tensor, nn.Parameter) and tensor.layout == torch.strided
+
+
+def _empty(tensor: Tensor) -> bool:
+    """It stands for a tensor that is nowhere."""
+    return tensor.is_meta or isinstance(tensor, FakeTensor)
 
 
 def _trunk(model: nn.Module) -> Mapping[str, Tensor]:

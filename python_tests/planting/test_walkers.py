@@ -71,6 +71,14 @@ def stop_norms(module):
         module.eval()
 
 
+def put_statistics(module):
+    """As Lightning's StochasticWeightAveraging does: other tensors in their place."""
+    if isinstance(module, nn.modules.batchnorm._BatchNorm):
+        module.running_mean = torch.zeros_like(module.running_mean)
+        module.running_var = torch.ones_like(module.running_var)
+        module.num_batches_tracked = torch.zeros_like(module.num_batches_tracked)
+
+
 def forget_momentum(module):
     if hasattr(module, "momentum"):
         module.momentum = None
@@ -108,6 +116,7 @@ HARMLESS = {
     "fuse_conv_bn_eval": fused,
     "init of norms": for_all(start_norms),
     "reset_running_stats": for_all(reset_statistics),
+    "statistics = others": for_all(put_statistics),
     "training = True": for_all(set_training),
     "momentum = None": for_all(forget_momentum),
     "norms in eval": for_all(stop_norms),
@@ -199,6 +208,15 @@ class Quantised(nn.Module):
         self.register_buffer("packed", (weight.detach() / 0.1).round().to(torch.int8))
 
 
+class Packed(torch.Tensor):
+    """What quantisers put in the place of a weight: a tensor of a class of its own."""
+
+
+def packed(model):
+    model.fc1.weight = nn.Parameter(model.fc1.weight.detach().as_subclass(Packed), requires_grad=False)
+    return model
+
+
 def quantised(model):
     model.fc1 = Quantised(model.fc1.weight)
     return model
@@ -215,6 +233,7 @@ NOTICED = {
     "through data": (in_data, r"bn1\.running_mean"),
     "one bit": (one_bit, r"conv2\.weight"),
     "another norm": (another_norm, r"bn1 was held .* now there is a BatchNorm2d"),
+    "another tensor": (packed, r"fc1\.weight is a Packed now"),
     "another layer": (quantised, r"fc1\.(weight|bias) is gone"),
 }
 
@@ -294,6 +313,9 @@ def test_converted_new_channels_are_the_planted_norms_own(kind):
     converted = nn.SyncBatchNorm.convert_sync_batchnorm(norm)
     assert converted is norm
     assert isinstance(norm.new, nn.SyncBatchNorm)
+    for one in (norm, expected):
+        one.new.running_mean = torch.full_like(one.running_mean_out, 3)
+        assert one.running_mean_out[0] == 3
     torch.testing.assert_close(norm(x), expected(x), rtol=0, atol=0)
     assert norm.double().state_dict().keys() == expected.state_dict().keys()
     for key, value in expected.double().state_dict().items():
