@@ -53,6 +53,15 @@ def torch_optimizers() -> Iterator[tuple[str, Make]]:
         settings = {"SGD": {"momentum": 0.9}, "RMSprop": {"momentum": 0.9, "centered": True}}.get(name, {})
         yield name, lambda p, name=name, settings=settings: getattr(torch.optim, name)(p, lr=1e-2, **settings)
     yield "Adam (amsgrad)", lambda p: torch.optim.Adam(p, lr=1e-2, amsgrad=True)
+    yield "ZeroRedundancyOptimizer(AdamW)", _sharded
+
+
+def _sharded(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    from torch.distributed.optim import ZeroRedundancyOptimizer
+
+    if not torch.distributed.is_initialized():
+        torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    return ZeroRedundancyOptimizer(parameters, torch.optim.AdamW, lr=1e-2)
 
 
 def timm_optimizers() -> Iterator[tuple[str, Make]]:
@@ -390,7 +399,7 @@ def named(row: dict[str, str]) -> str:
     kept = row["reason"].partition(" keeps ")[2].partition(" for ")[0].partition(" in ")[0]
     begins = row["reason"].partition(" begins ")[2].partition(" with ")[0]
     if row["outcome"] == "refused":
-        key = (kept or begins).partition(",")[0].strip().strip("'")
+        key = (kept or begins).partition(",")[0].strip().lstrip("'").partition("'")[0]
         return row["optimizer"] + (f" (`{key}`)" if key else "")
     ratio = float(row["new_rows"] or 1)
     return row["optimizer"] + ("" if 0.5 <= ratio <= 2 else f" ({ratio:.2g})")

@@ -206,6 +206,7 @@ class _Growth:
         tried: dict[int, list[Tensor]] = {}
         for target, home in self._home.items():
             if target in pieces:
+                self._check_leaves(target)
                 parts = [self._piece(target, source) for source in pieces[target][1]]
                 tried.setdefault(home.number, []).extend([targets[target], *parts])
         wanted = [
@@ -241,12 +242,7 @@ class _Growth:
             if isinstance(lead, torch.Size):
                 return whole.shape if lead == shapes[first] else lead
             if not isinstance(lead, Tensor):
-                if is_plain(lead):
-                    return lead
-                raise self._refused(level, path, f"a {type(lead).__name__}", target)
-            strange = next((one for one in there.values() if type(one) not in (Tensor, nn.Parameter)), None)
-            if strange is not None:
-                raise self._refused(level, path, f"a {type(strange).__name__}", target)
+                return lead
             along = all(value.shape == shapes[source] for source, value in there.items())
             if along and lead.dim() and not (isinstance(trial, Tensor) and trial.shape != whole.shape):
                 tensors = {}
@@ -279,6 +275,19 @@ class _Growth:
                 (key,), {**own, **{s: b for s, b in begins.items() if s not in own}, **whole_begins}, put_together
             )
         return entries
+
+    def _check_leaves(self, target: str) -> None:
+        """Refuse objects and packed tensors before anything is tried: a step of theirs may compile."""
+        for source in self.pieces[target][1]:
+            states = self.held[source].states if source in self.held else []
+            for level, state in enumerate(states):
+
+                def check(path: Path, values: dict[str, Any], lead: Any, level: int = level) -> None:
+                    if type(lead) not in (Tensor, nn.Parameter, torch.Size) and not is_plain(lead):
+                        raise self._refused(level, path, f"a {type(lead).__name__}", target)
+
+                for key, value in state.items():
+                    combine((key,), {"": value}, check)
 
     def _adjusted(self, level: int, value: Tensor, path: Path, like: Tensor, block: _Held | None, old: _Held) -> Tensor:
         """A block's tensor, made to fit the count of the old slices; ``block``: None where no step was made."""
