@@ -17,7 +17,9 @@ class Planted(nn.Module):
     """Base of the planted layers."""
 
     def check_called(self, input: Tensor) -> None:
-        """ValueError where the layer is traced by `torch.jit.trace` or `torch.fx`, not called."""
+        """ValueError where the layer is traced by `torch.jit.trace` or `torch.fx`, or exported to ONNX, not called."""
+        if _exported_to_onnx():
+            raise self._not_merged("exported to ONNX")
         if torch.jit.is_tracing() or isinstance(input, torch.fx.Proxy):
             raise self._not_merged("traced")
 
@@ -29,6 +31,14 @@ class Planted(nn.Module):
             f"a planted layer ({type(self).__name__}) cannot be {what}: exporters, quantisers and fusion take the "
             "plain model, call plantops.merge(model) first"
         )
+
+
+def _exported_to_onnx() -> bool:
+    """`torch.onnx.is_in_onnx_export()`, which a strict `torch.export` takes for False: there its flag tells."""
+    if torch.onnx.is_in_onnx_export():
+        return True
+    exporter = getattr(getattr(torch.onnx, "_internal", None), "exporter", None)
+    return bool(getattr(getattr(exporter, "_flags", None), "_is_onnx_exporting", False))
 
 
 def check_init(init: str) -> None:
