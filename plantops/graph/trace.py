@@ -179,6 +179,8 @@ def _site(
     consumers = [event for event in once if event.kind == "consumer"]
     channelwise = [event for event in once if event.kind in ("norm", "conv", "activation")]
     modules = captured.modules
+    if consumers and not any(_reaches_output(event.node) for event in consumers):
+        raise Refused("what reads its channels has no part in the model's output")
     if not consumers:
         used = any(event.node.users for event in producers)
         raise Refused("no layer reads its channels" if used else "its output is not used")
@@ -217,6 +219,19 @@ def _site(
         pinned=captured.pinned,
         outputs=() if behind else outputs,
     )
+
+
+def _reaches_output(node: fx.Node) -> bool:
+    """Does the model's output depend on ``node``?"""
+    reached, open_nodes = {node}, [node]
+    while open_nodes:
+        for user in open_nodes.pop().users:
+            if user.op == "output":
+                return True
+            if user not in reached:
+                reached.add(user)
+                open_nodes.append(user)
+    return False
 
 
 def _use(event: Event, partition: Partition) -> Use:

@@ -38,7 +38,8 @@ def count_macs(model: nn.Module, input_shape: Sequence[int]) -> int:
     probe = copy.deepcopy(model).to("meta")
     dtype = next((p.dtype for p in probe.parameters() if p.is_floating_point()), torch.float32)
     try:
-        return count_call_macs(probe, lambda: probe(torch.empty((1, *input_shape), dtype=dtype, device="meta")))
+        # Two samples: some norms refuse a single one.
+        return count_call_macs(probe, lambda: probe(torch.empty((2, *input_shape), dtype=dtype, device="meta"))) // 2
     except RuntimeError as error:
         text = str(error).split("\n")[0]
         raise ArgumentError(f"input_shape: model does not take a sample {list(input_shape)} ({text})") from error

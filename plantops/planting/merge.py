@@ -8,7 +8,7 @@ from plantops._arguments import check_flag
 from plantops.errors import ArgumentError
 from plantops.graph.trace import check_unwrapped
 from plantops.nn.group_sparsity import note_copied
-from plantops.planting import fingerprint
+from plantops.planting import fingerprint, recomputed
 from plantops.planting.blocks import PLANTED
 from plantops.planting.compiled import forget_compiled
 from plantops.planting.pins import unpin
@@ -63,6 +63,7 @@ def merge(model: nn.Module, inplace: bool = False, *, check_trunk: bool = True) 
         if isinstance(module, PLANTED):
             replace(model, module, module.merge())
     unpin(model)
+    recomputed.unwatch(model)
     fingerprint.forget(model)
     _restore(model)
     if planted:

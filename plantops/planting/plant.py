@@ -14,7 +14,8 @@ from plantops.graph import Site, check_plain
 from plantops.graph.cost import features as channels_of
 from plantops.graph.layers import widths
 from plantops.nn.group_sparsity import note_copied
-from plantops.planting.blocks import Blocks, Growth, build
+from plantops.planting import recomputed
+from plantops.planting.blocks import PLANTED, Blocks, Growth, build
 from plantops.planting.compiled import forget_compiled
 from plantops.planting.fingerprint import watch
 from plantops.planting.gradmax import GradMax, Start
@@ -220,3 +221,4 @@ def _swap_in(model: nn.Module, planted: list[Blocks], originals: Originals) -> N
     growths = tuple((blocks.site, blocks.channels) for blocks in planted)
     setattr(model, RECORD, Record(growths, flags, originals))
     watch(model, pinned)
+    recomputed.watch(model, [module for module in model.modules() if isinstance(module, PLANTED)])

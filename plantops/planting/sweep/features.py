@@ -137,7 +137,7 @@ class FeatureTable:
 
 
 def _images(data: ImageData, channels_last: bool) -> Tensor:
-    images = data.normalise(data.images[:1])
+    images = data.normalise(data.images[:2])  # some norms refuse a single one
     return images.contiguous(memory_format=torch.channels_last) if channels_last else images
 
 

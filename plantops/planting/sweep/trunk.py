@@ -40,9 +40,9 @@ class Trunk:
         return {name: values[name] for name in (self.forward.input, *self.names)}
 
     def bytes_per_sample(self, images: Tensor) -> int:
-        """Bytes of the kept values for one image, apart from the image."""
-        values = self(images[:1])
-        return sum(values[name].nbytes for name in self.names)
+        """Bytes of the kept values for one image, apart from the image; ``images``: some."""
+        values = self(images)
+        return sum(values[name].nbytes for name in self.names) // len(images)
 
     def hash(self) -> str:
         """SHA-256 over the frozen weights and what is kept of their values."""
