@@ -1,5 +1,11 @@
 """Without a GPU the Triton kernels run in Triton's interpreter, which must be said before Triton is imported.
 
+It shows that indices, masks and formulas are right, not how a GPU rounds: it cuts a float32 off to a bfloat16 (our
+kernels round by hand there, `plantops/ops/_triton_language.py`), multiplies in full float32 where TF32 is asked for,
+and adds halves in the order and the type of numpy (`findings/triton_interpreter_rounding.sh`). Where kernels reduce,
+store halves or use tensor cores, the machine code is what is checked (`make kernel-report`), and `test_on_gpu.py` on a
+card.
+
 Of a product of three parameters or more the default tier runs so many tests that each pair of values meets once; the
 others are marked `exhaustive`.
 """
