@@ -128,8 +128,12 @@ def test_half_precision_goes_through_aten():
     assert grad.dtype == torch.bfloat16
     assert_close(value, exact[0], 1e-2)
     assert_close(grad, exact[1], 1e-2)
+
+
+@native
+def test_native_refuses_half_precision(impl: str):
     with pytest.raises(NotImplementedError, match="float32 and float64"):
-        qsne_kl(y, p, impl="native")
+        qsne_kl(points(20, 2).bfloat16(), similarities(20).bfloat16(), impl=impl)
 
 
 @each_impl
