@@ -3,23 +3,25 @@
     python benchmarks/bench_training.py --against DIR
     python benchmarks/bench_sweep.py --parts steps,crops --against DIR
 
-DIR: a checkout of the older commit with its compiled module. A worker imports that checkout's package and that
-checkout's benchmark script, which makes the variants; this process says whose turn it is. While one works the other
-waits for its turn. Seconds are counted where the work is done.
+DIR: a checkout of the older commit with its compiled module. A worker imports a checkout's package and that checkout's
+benchmark script, which makes the variants; this process says whose turn it is. While one works the other waits for its
+turn. Seconds are counted where the work is done.
 """
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
+OLDER = " (older)"
 CLOCKS = {"wall": time.perf_counter, "processor": time.process_time}
 
 
@@ -73,6 +75,26 @@ class Build:
         return json.loads(line)
 
 
+@contextlib.contextmanager
+def both_builds(
+    older: Path, source: str, options: Mapping[str, Any], clock: str, threads: int
+) -> Iterator[dict[str, Build]]:
+    """This checkout and the older one, by the mark of their rows. Both work alike in processes of their own."""
+    builds = {
+        mark: Build(folder, source, options, clock, threads) for mark, folder in (("", HERE.parent), (OLDER, older))
+    }
+    try:
+        yield builds
+    finally:
+        for build in builds.values():
+            build.close()
+
+
+def samplers_of(builds: Mapping[str, Build]) -> dict[str, Any]:
+    """Every variant of both."""
+    return {f"{name}{mark}": build.sampler(name) for mark, build in builds.items() for name in build.names}
+
+
 def training_steps(module: Any, options: Mapping[str, Any]) -> dict[str, Callable[[], Any]]:
     """One training step of each variant of ``bench_training.py``."""
     import torch
@@ -112,7 +134,7 @@ def ratio_rows(rows: Sequence[dict[str, Any]], other_names: Mapping[str, str] | 
     middle = {str(row["variant"]): float(row["p50_ms"]) for row in rows}
     lines = []
     for name, mine in middle.items():
-        older = middle.get(f"{(other_names or {}).get(name, name)} (older)")
+        older = middle.get(f"{(other_names or {}).get(name, name)}{OLDER}")
         if older is not None:
             lines.append(f"{name}: {older / mine:.2f}x as fast as the older build")
     return lines

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from against import CLOCKS, Build, ratio_rows
+from against import CLOCKS, both_builds, ratio_rows, samplers_of
 from harness import environment, table, write_csv
 from sweep_memory import peak_bytes
 from sweep_peers import Loop, endless, planted, split_cat
@@ -254,18 +254,17 @@ def measure_steps(part: str, case: Case, args: argparse.Namespace, peak: float) 
     variants = STEPS[part](case, args)
     if on_gpu(args):
         variants = {name: partial(finished, step) for name, step in variants.items()}
-    memory = {name: peak_bytes(step, args.device) for name, step in variants.items()}
-    timer = HostTimer(CLOCKS[args.clock], 2e-3, 1)
-    samplers = {name: timer.sampler(ready(step)) for name, step in variants.items()}
-    build = None
-    if args.against is not None:
+    memory: dict[str, Any] = {}
+    if args.against is None:
+        memory = {name: peak_bytes(step, args.device) for name, step in variants.items()}
+    if args.against is None:
+        timer = HostTimer(CLOCKS[args.clock], 2e-3, 1)
+        timings = interleave({name: timer.sampler(ready(step)) for name, step in variants.items()}, args.rounds)
+    else:
         options = {"part": part, "case": vars(case), "variants": list(variants), "arguments": shape_of(args)}
-        build = Build(args.against, "sweep", options, args.clock, args.threads)
-        samplers |= {f"{name} (older)": build.sampler(name) for name in build.names}
-        memory |= {f"{name} (older)": build.peak_bytes(name) for name in build.names}
-    timings = interleave(samplers, args.rounds)
-    if build is not None:
-        build.close()
+        with both_builds(args.against, "sweep", options, args.clock, args.threads) as builds:
+            memory = {f"{name}{mark}": build.peak_bytes(name) for mark, build in builds.items() for name in build.names}
+            timings = interleave(samplers_of(builds), args.rounds)
     first = next(iter(variants))
     steps = len(images(max(2 * case.batch, args.images), "cpu")) // case.batch
     if FILLING in timings:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from against import CLOCKS, Build, ratio_rows
+from against import CLOCKS, both_builds, ratio_rows, samplers_of
 from harness import RESULTS, environment, table, write_csv
 from torch import Tensor, nn
 
@@ -96,16 +96,13 @@ def case(width: int, args: argparse.Namespace) -> list[dict[str, Any]]:
         check(model, network, forward, laid, labels)
         steps[name] = step(network, forward, laid, labels)
     clock = "processor" if args.busy else "wall"
-    timer = HostTimer(CLOCKS[clock])
-    samplers = {name: timer.sampler(ready(step)) for name, step in steps.items()}
-    build = None
-    if args.against is not None:
+    if args.against is None:
+        timer = HostTimer(CLOCKS[clock])
+        timings = interleave({name: timer.sampler(ready(step)) for name, step in steps.items()}, args.rounds)
+    else:
         options = {"width": width, "batch": args.batch}
-        build = Build(args.against, "training", options, clock, args.threads)
-        samplers |= {f"{name} (older)": build.sampler(name) for name in build.names}
-    timings = interleave(samplers, args.rounds)
-    if build is not None:
-        build.close()
+        with both_builds(args.against, "training", options, clock, args.threads) as builds:
+            timings = interleave(samplers_of(builds), args.rounds)
     rows = []
     for name, timing in timings.items():
         over = f"{timing.p50 / timings['fused'].p50:.2f}"
