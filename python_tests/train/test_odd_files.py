@@ -189,7 +189,7 @@ FINE = {
     ("finished",): ("{}",),
     ("finished", "score", "result"): ("{}", "{'a': 1}"),
     ("finished", "score", "tensors"): ("[]",),
-    ("finished", "score", "result", "loss"): ("None", "-1", "1.5", str(10**30), "[]", "[1]"),
+    ("finished", "score", "result", "loss"): ("None", "-1", "1.5", str(10**30)),
 }
 """Values that are as a session may write them: nothing is said of these when the run is taken up."""
 
