@@ -325,7 +325,16 @@ def trained(make: Make, flat: bool, way: str, row: dict[str, Any]) -> None:
 
 
 def look_at(library: str, name: str, make: Make) -> dict[str, Any]:
-    """The row of one optimizer."""
+    """The row of one optimizer; a process group that it needs ends with it."""
+    grouped = torch.distributed.is_available() and torch.distributed.is_initialized()
+    try:
+        return _looked_at(library, name, make)
+    finally:
+        if not grouped and torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+
+
+def _looked_at(library: str, name: str, make: Make) -> dict[str, Any]:
     row: dict[str, Any] = dict.fromkeys(COLUMNS, "")
     row.update(library=library, version=importlib.metadata.version(PACKAGES[library]), optimizer=name)
     row["torch"] = torch.__version__.partition("+")[0]

@@ -429,7 +429,9 @@ def script():
         sys.path.remove(folder)
 
 
-OUTCOMES = {"Adafactor": "refused", "LBFGS": "refused", "SparseAdam": "not run"}
+OUTCOMES = {
+    "Adafactor": "refused", "LBFGS": "refused", "ZeroRedundancyOptimizer(AdamW)": "refused", "SparseAdam": "not run",
+}  # fmt: skip
 CHOSEN = {
     "timm": ["adan", "radabelief", "adamp", "madgrad", "lookahead_adamw", "laprop"],
     "pytorch_optimizer": ["aggmo", "adan", "ademamix", "schedulefreeadamw", "Lookahead(AdamW)", "diffgrad", "prodigy"],
