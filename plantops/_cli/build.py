@@ -93,6 +93,8 @@ def zoo(options: PlantOptions, data: ImageData) -> ZooFamily | None:
         if named:
             raise Mistake(f"--teacher {options.teacher} goes with --model only; here it is the folder of a run.")
         return None
+    if options.controls:
+        raise Mistake("--controls belongs to the paper's networks: leave it out with --model.")
     if options.uniform:
         raise Mistake("--uniform belongs to the paper's networks: leave it out with --model.")
     teacher = options.teacher if named and options.teacher is not None else options.model
@@ -152,6 +154,7 @@ def experiment(options: PlantOptions, data: ImageData) -> Experiment:
         Comparison(
             integers(options.uniform, "--uniform"),
             _recipe_of(options, "uniform", options.uniform_epochs or 1),
+            controls=options.controls,
             as_many_epochs=options.uniform_epochs is None,
         ),
         options.seed,
@@ -199,7 +202,15 @@ def planter_config(options: PlantOptions, device: torch.device) -> PlanterConfig
         "teacher_views",
         "teacher_cache_memory",
     )
-    joint = ("sites_per_round", "joint_epochs", "joint_lr", "finetune_epochs", "finetune_lr")
+    joint = (
+        "sites_per_round",
+        "joint_epochs",
+        "joint_lr",
+        "finetune_epochs",
+        "finetune_lr",
+        "retrain_epochs",
+        "retrain_lr",
+    )
     fields = {name: getattr(options, name) for name in (*same, *more, *joint)}
     path = options.path_epochs
     return PlanterConfig(

@@ -214,6 +214,10 @@ class JointOptions:
     """Joint training of the whole network after the search; 0: none, as published."""
     finetune_lr: float = 0.01
     """Learning rate of the joint training after the search."""
+    retrain_epochs: int = 0
+    """Training of the found widths from new weights, after all else; the better network is handed out. 0: none."""
+    retrain_lr: float = 0.05
+    """Learning rate of that training."""
     path_epochs: int | None = None
     """The joint training after the search goes on until the network's own path has had so many epochs in all: initial
     training, rounds, joint trainings."""
@@ -225,6 +229,9 @@ class UniformOptions:
 
     uniform: str = ""
     """Widths of uniform networks to train for comparison, as in 16,32."""
+    controls: bool = False
+    """Train the uniform network of the planted one's size, its widths from scratch and a wider network pruned to the
+    size, too, each for as many epochs: what the search has to beat."""
     uniform_objective: Literal["ce", "kl"] = "kl"
     """What uniform networks minimise."""
     uniform_lr: float = 0.1

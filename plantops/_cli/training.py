@@ -181,11 +181,13 @@ def carry_out(command: str, options: Any, device: torch.device, run: Run | None,
 
 
 def show(result: ExperimentResult) -> None:
-    """The tables that a run ends with."""
+    """The tables that a run ends with, and what the search was worth."""
     if result.search is not None:
         rounds = [dataclasses.asdict(row) for row in result.search.rounds]
         running.show_table(running.round_rows(rounds), f"Rounds (ended: {stop_words(result.search.stop)})")
     running.show_table(running.network_rows(result.records), "Networks (test part read once, now)")
+    if result.verdict is not None:
+        print(f"\n{result.verdict}")
 
 
 def _report(run: Run, model: str | None) -> None:

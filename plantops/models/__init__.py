@@ -1,6 +1,7 @@
 """The networks of the channel planting paper, and wide residual networks. This package imports torch alone."""
 
 from plantops.models.count import count_call_macs, count_macs, count_parameters
+from plantops.models.initialise import initialise
 from plantops.models.planting_net import PlantingNet, planting_net
 from plantops.models.wide_resnet import WideResNet, wide_resnet
 
@@ -10,6 +11,7 @@ __all__ = [
     "count_call_macs",
     "count_macs",
     "count_parameters",
+    "initialise",
     "planting_net",
     "wide_resnet",
 ]

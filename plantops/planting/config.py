@@ -54,6 +54,9 @@ class PlanterConfig:
         joint_lr: its learning rate.
         finetune_epochs: joint training of the whole network after the search; 0: none, as published.
         finetune_lr: its learning rate.
+        retrain_epochs: training of the found widths from new weights (``plantops.models.initialise``), after all else;
+            the network with the smaller held-out loss is the result. 0: none, as published.
+        retrain_lr: its learning rate.
         path_epochs: the joint training after the search lasts longer than ``finetune_epochs`` where the search was
             shorter: until rounds and joint trainings together have so many epochs; None: no.
         sweep: how the candidates of a round are trained; ``shared``: together, in one pass over the data that
@@ -100,6 +103,8 @@ class PlanterConfig:
     joint_lr: float = 0.05
     finetune_epochs: int = 0
     finetune_lr: float = 0.01
+    retrain_epochs: int = 0
+    retrain_lr: float = 0.05
     path_epochs: int | None = None
     sweep: str = "shared"
     sweep_memory: int = 4 << 30
@@ -130,7 +135,7 @@ class PlanterConfig:
         check_minimum("sweep_memory", self.sweep_memory, 1)
         check_minimum("teacher_cache_memory", self.teacher_cache_memory, 0)
         check_minimum("sites_per_round", self.sites_per_round, 1)
-        for name in ("joint", "finetune"):
+        for name in ("joint", "finetune", "retrain"):
             check_minimum(f"{name}_epochs", getattr(self, f"{name}_epochs"), 0)
             check_rate(f"{name}_lr", getattr(self, f"{name}_lr"))
         if self.path_epochs is not None:

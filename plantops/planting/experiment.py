@@ -7,21 +7,21 @@ every finished network.
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
 from plantops.errors import ArgumentError
 from plantops.graph import trace
-from plantops.models import PlantingNet, count_macs, count_parameters
+from plantops.models import PlantingNet, count_macs, count_parameters, initialise
 from plantops.planting.config import PlanterConfig
+from plantops.planting.controls import train_controls
+from plantops.planting.fold import fold_batch_norm
 from plantops.planting.keeping import check_parts, discard, is_worse
 from plantops.planting.networks import NETWORKS, describe, save_network
 from plantops.planting.search import Planter, PlanterResult, check_starts, wanted_growths
@@ -29,6 +29,7 @@ from plantops.planting.zoo import ZooFamily
 from plantops.train.data import DataParts, ImageData
 from plantops.train.loop import Score, Trainer, evaluate, load_tensors
 from plantops.train.recipe import Recipe
+from plantops.train.report.verdict import verdict
 from plantops.train.seeds import generator
 from plantops.train.session import Session, finite
 from plantops.train.teacher_logits import TeacherCache, TeacherLogits
@@ -47,24 +48,9 @@ class Family:
     def build(self, widths: Sequence[int], seed: int, name: str) -> PlantingNet:
         """A new network, its initial weights a function of (seed, name) alone: see ``initialise``."""
         own = generator(seed, "init", name)
-        return initialise(PlantingNet(widths, **dataclasses.asdict(self), generator=own), own)
-
-
-def initialise(model: PlantingNet, own: torch.Generator) -> PlantingNet:
-    """Weights uniform with variance 2 / fan_in (1 / (3 fan_in) for the logits), biases 0.
-
-    Not published for these networks. With torch's own initialisation the signal shrinks to a sixth in every layer
-    without batch norm, and narrow networks often stay at chance.
-
-    Source: He et al., "Delving Deep into Rectifiers", ICCV 2015, arXiv 1502.01852.
-    """
-    for module in model.modules():
-        if isinstance(module, (nn.Conv2d, nn.Linear)):
-            slope = math.sqrt(5) if module is model.fc2 else 0.0
-            nn.init.kaiming_uniform_(module.weight, slope, generator=own)
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
-    return model
+        net = PlantingNet(widths, **dataclasses.asdict(self), generator=own)
+        initialise(net, own)
+        return net
 
 
 @dataclass(frozen=True)
@@ -73,6 +59,8 @@ class Comparison:
 
     widths: tuple[int, ...] = ()
     recipe: Recipe = field(default_factory=lambda: Recipe(objective="kl"))
+    controls: bool = False
+    """Train the controls of the planted network, too: see ``plantops.planting.controls``."""
     as_many_epochs: bool = True
     """Train for as many epochs as the planted network's own path had, instead of ``recipe.epochs``."""
 
@@ -106,11 +94,13 @@ class Entry:
 
 @dataclass
 class ExperimentResult:
-    """The finished networks by name, their records (with test loss and accuracy), and the search."""
+    """The finished networks by name, their records (with test loss and accuracy), the search, and a sentence on what it
+    was worth (None where there is nothing to compare with)."""
 
     networks: dict[str, nn.Module]
     records: list[dict[str, Any]]
     search: PlanterResult | None
+    verdict: str | None = None
 
 
 class Stage:
@@ -133,6 +123,8 @@ class Stage:
         teacher: TeacherLogits | None = None,
         may_diverge: bool = False,
         trained: bool = False,
+        keep: bool = True,
+        earlier_epochs: int = 0,
     ) -> nn.Module:
         """Train ``model`` in place (without a recipe: not at all) and keep it as a finished network.
 
@@ -142,6 +134,8 @@ class Stage:
             may_diverge: it is there for comparison only: a training that diverges ends, and is shown as that.
             trained: the network was trained before. Without it (random weights) the network from before is kept only
                 if it has no smaller accuracy either.
+            keep: whether it is a finished network.
+            earlier_epochs: those that it had before.
         """
         model = model.to(self.parts.train.device)
         if recipe is None:
@@ -174,7 +168,8 @@ class Stage:
             load_tensors(model, start)
             discard(self.session, name, before["val_loss"], after["val_loss"])
             loss, epochs = None, 0
-        self.entries.append(Entry(name, phase, model, loss, epochs, work.result["seconds"]))
+        if keep:
+            self.entries.append(Entry(name, phase, model, loss, epochs + earlier_epochs, work.result["seconds"]))
         return model
 
     def _held_out(self, model: nn.Module, recipe: Recipe) -> dict[str, Any]:
@@ -194,6 +189,10 @@ class Stage:
 
         records = []
         for entry in self.entries:
+            if isinstance(entry.model, PlantingNet) and entry.model.batch_norm:
+                entry.model = fold_batch_norm(
+                    entry.model.eval(), self.parts.train.normalise(self.parts.train.images[:2])
+                )
             measured = self.session.once(f"network/{entry.name}", partial(measure, entry))
             records.append({**self._facts(entry), **measured, "train_seconds": entry.seconds})
             self.session.record("network", **records[-1])
@@ -282,16 +281,19 @@ def run_experiment(
     path_epochs = epochs_of(experiment.initial) + search.epochs
     _enter_planted(stage, search, path_epochs, config)
     comparison = experiment.comparison
+    recipe = comparison.recipe
+    if comparison.as_many_epochs:
+        recipe = dataclasses.replace(recipe, epochs=path_epochs + config.retrain_epochs)
     for width in comparison.widths:
-        recipe = comparison.recipe
-        if comparison.as_many_epochs:
-            recipe = dataclasses.replace(recipe, epochs=path_epochs)
         name = f"uniform-{width}"
         uniform = family.build([width] * 5, seed, name)
         stage.train(uniform, recipe, phase="uniform", name=name, teacher=logits, may_diverge=True)
+    if comparison.controls and isinstance(family, Family):
+        train_controls(stage, family, search.model, recipe, logits)
     records = stage.finish(config.precision, channels_last)
     session.finish()
-    return ExperimentResult({entry.name: entry.model for entry in stage.entries}, records, search)
+    judged = verdict(records, len(parts.test))
+    return ExperimentResult({entry.name: entry.model for entry in stage.entries}, records, search, judged)
 
 
 def check_experiment(experiment: Experiment, parts: DataParts) -> None:
@@ -371,15 +373,15 @@ def most_epochs(experiment: Experiment, trains_teacher: bool) -> int:
     rounds = 1 if config.max_rounds is None else config.max_rounds
     sites = len(config.channels) if isinstance(config.channels, Mapping) else 5 + bool(config.grow_linear)
     winners = rounds * (config.epochs + config.joint_epochs)
-    finetune = max(config.finetune_epochs, (config.path_epochs or 0) - winners)
-    path = epochs_of(experiment.initial) + winners + finetune
+    last = max(config.finetune_epochs, (config.path_epochs or 0) - winners) + config.retrain_epochs
+    path = epochs_of(experiment.initial) + winners + last
     each = path if experiment.comparison.as_many_epochs else experiment.comparison.recipe.epochs
     return (
         (epochs_of(experiment.teacher) if trains_teacher else 0)
         + epochs_of(experiment.initial)
         + rounds * (sites * config.epochs + config.joint_epochs)
-        + finetune
-        + len(experiment.comparison.widths) * each
+        + last
+        + (len(experiment.comparison.widths) + 3 * experiment.comparison.controls) * each
     )
 
 
@@ -387,5 +389,10 @@ def _enter_planted(stage: Stage, search: PlanterResult, path_epochs: int, config
     loss = "kl" if config.objective != "ce" else "ce"
     epochs, seconds = path_epochs - search.finetune_epochs, search.seconds - search.finetune_seconds
     stage.entries.append(Entry("planted", "planted", search.planted, loss, epochs, seconds))
-    if search.finetune_epochs:
-        stage.entries.append(Entry("finetuned", "finetuned", search.model, loss, path_epochs, search.seconds))
+    if search.finetuned is not None:
+        stage.entries.append(Entry("finetuned", "finetuned", search.finetuned, loss, path_epochs, search.seconds))
+    if search.retrained is not None:
+        spent = search.seconds + search.retrain_seconds
+        stage.entries.append(
+            Entry("retrained", "retrained", search.retrained, loss, path_epochs + config.retrain_epochs, spent)
+        )

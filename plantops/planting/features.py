@@ -18,7 +18,7 @@ from plantops.train.run import RunRecord, read_run
 from plantops.train.seeds import generator
 from plantops.train.sources.base import DataError
 
-ROLES = ("teacher", "initial", "pruned", "planted", "finetuned")
+ROLES = ("teacher", "initial", "pruned", "planted", "finetuned", "retrained")
 """Networks that are shown, in this order; of the last two the one that the run ended with."""
 FEWEST, SAMPLE, STEPS, Q, PERPLEXITY = 20, 600, 500, 2.0, 30.0
 BATCH = 256
@@ -64,7 +64,9 @@ def embed_features(
 
 def _names(run: Path, record: RunRecord) -> list[str]:
     roles = {network["role"]: network["name"] for network in record.of("network")}
-    if "finetuned" in roles:
+    if "retrained" in roles:
+        roles.pop("finetuned", None)
+    if "retrained" in roles or "finetuned" in roles:
         roles.pop("planted", None)
     names = [roles[role] for role in ROLES if role in roles]
     stored = [name for name in names if (run / NETWORKS / name).is_dir()]

@@ -1,4 +1,4 @@
-"""Joint training of a grown network: all of it learns from the teacher, as between two rounds and after the search."""
+"""Training of a whole network under the teacher: a grown one, between rounds and after the search, or a new one."""
 
 from __future__ import annotations
 
@@ -6,9 +6,12 @@ import copy
 
 from torch import nn
 
+from plantops.models import initialise
 from plantops.planting.candidate import Surroundings
 from plantops.planting.keeping import Discarded, discard, is_worse
 from plantops.train.loop import Trainer, load_tensors
+from plantops.train.seeds import generator
+from plantops.train.session import Finished
 
 
 def train_jointly(
@@ -21,9 +24,35 @@ def train_jointly(
     ``phase``: "joint" after a round, "finetune" after the search; with ``round`` it names the order and augmentation.
     ``val_loss``: of ``model`` as it is; None: not finite.
     """
-    session, before = around.session, model
     name = f"{phase}-{round}" if round else phase
-    model = copy.deepcopy(model).requires_grad_(True)
+    trained, work = _train(around, copy.deepcopy(model).requires_grad_(True), name, phase, round, epochs, lr)
+    after = _val_loss(work)
+    if is_worse(val_loss, after):
+        around.session.forget([name])
+        return model, work.result["seconds"], discard(around.session, name, val_loss, after)
+    load_tensors(trained, work.tensors)
+    return trained, work.result["seconds"], None
+
+
+def train_anew(around: Surroundings, model: nn.Module, epochs: int, lr: float) -> tuple[nn.Module, float, float | None]:
+    """A network with the layers of ``model`` and new weights, trained for ``epochs``; the seconds that took; and its
+    held-out loss (None: not finite).
+
+    The weights are a function of the seed alone, see ``plantops.models.initialise``.
+
+    Raises:
+        ArgumentError: a layer of ``model`` that has no initialisation of its own.
+    """
+    fresh = initialise(copy.deepcopy(model).requires_grad_(True), generator(around.config.seed, "init", "retrain"))
+    trained, work = _train(around, fresh, "retrain", "retrain", 0, epochs, lr)
+    load_tensors(trained, work.tensors)
+    return trained, work.result["seconds"], _val_loss(work)
+
+
+def _train(
+    around: Surroundings, model: nn.Module, name: str, phase: str, round: int, epochs: int, lr: float
+) -> tuple[nn.Module, Finished]:
+    session = around.session
     session.progress.stage(name, epochs)
 
     def make_trainer() -> Trainer:
@@ -38,10 +67,9 @@ def train_jointly(
             batch_done=session.progress.batch,
         )
 
-    work = session.fit(name, make_trainer, phase=phase, name=name, may_diverge=True)
-    after = None if work.result["train_loss"] is None else work.result["val_loss"]
-    if is_worse(val_loss, after):
-        session.forget([name])
-        return before, work.result["seconds"], discard(session, name, val_loss, after)
-    load_tensors(model, work.tensors)
-    return model, work.result["seconds"], None
+    return model, session.fit(name, make_trainer, phase=phase, name=name, may_diverge=True)
+
+
+def _val_loss(work: Finished) -> float | None:
+    """Of the trained network; None: not finite, on the training part or the held-out one."""
+    return None if work.result["train_loss"] is None else work.result["val_loss"]

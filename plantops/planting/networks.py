@@ -27,7 +27,7 @@ FORMAT, VERSION = "plantops-network", 1
 WEIGHTS, STRUCTURE, NETWORKS = "model.safetensors", "structure.json", "networks"
 MOST = 1 << 20
 """Of an image's channels, rows and columns, and of classes."""
-BEST_FIRST = ("finetuned", "pruned", "planted", "uniform", "teacher", "initial")
+BEST_FIRST = ("retrained", "finetuned", "pruned", "planted", "uniform", "control", "teacher", "initial")
 """Which network of a run is meant when none is named."""
 
 

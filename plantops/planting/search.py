@@ -23,8 +23,8 @@ from plantops.planting.candidate import Candidate, Growth, Proposal, Student, Su
 from plantops.planting.config import PlanterConfig
 from plantops.planting.given import check_networks, first_logits, image_parts
 from plantops.planting.gradmax import GradMax
-from plantops.planting.joint import train_jointly
-from plantops.planting.keeping import Discarded, judge_teacher, why_all_diverged
+from plantops.planting.joint import train_anew, train_jointly
+from plantops.planting.keeping import Discarded, is_worse, judge_teacher, why_all_diverged
 from plantops.planting.plant import why_not_started
 from plantops.planting.preflight import check_training
 from plantops.planting.proposals import propose
@@ -65,7 +65,7 @@ class PlanterResult:
     """What a search gives.
 
     Attributes:
-        model: the planted network, plain ``torch.nn``, fine-tuned where that was asked for.
+        model: the network that the search hands out, plain ``torch.nn``: planted, fine-tuned or retrained.
         planted: the planted network before fine-tuning (the same object as ``model`` without it).
         rounds: the initial network and every round that grew it.
         history: the growths in order: ``grow(initial, history)`` gives the structure of ``planted``, less what was
@@ -81,6 +81,9 @@ class PlanterResult:
             before: no training of the search makes the network worse.
         normalisation: what was done to images before they entered the network: for images ``x [N, C, H, W]`` in the
             data set's own units the logits are ``model(normalisation(x))``. ``print`` shows it.
+        finetuned: ``planted`` after the joint training that follows the search; None without one.
+        retrained: the found widths trained from new weights, where that gave the smaller held-out loss; then ``model``.
+        retrain_seconds: of that training.
     """
 
     model: nn.Module
@@ -97,6 +100,9 @@ class PlanterResult:
     test: dict[str, Any] | None = None
     discarded: list[Discarded] = field(default_factory=list)
     normalisation: Normalisation | None = None
+    finetuned: nn.Module | None = None
+    retrained: nn.Module | None = None
+    retrain_seconds: float = 0.0
 
 
 @dataclass
@@ -217,6 +223,11 @@ class Planter:
             if discarded is not None:
                 state.discarded.append(discarded)
                 last = 0
+        finetuned = model if last else None
+        retrained = None
+        if config.retrain_epochs:
+            retrained = self._retrain(model)
+            model = model if retrained is None else retrained[0]
         result = PlanterResult(
             model,
             planted,
@@ -230,12 +241,24 @@ class Planter:
             seconds,
             state.prunings,
             discarded=state.discarded,
+            finetuned=finetuned,
+            retrained=None if retrained is None else retrained[0],
+            retrain_seconds=0.0 if retrained is None else retrained[1],
             normalisation=self.around.train.normalisation,
         )
         if self.test is not None:
             test = self.test
             result.test = self.around.session.once("test", lambda: self._score(model, test))
         return result
+
+    def _retrain(self, model: nn.Module) -> tuple[nn.Module, float] | None:
+        """The widths of ``model`` trained from new weights, and the seconds of that; None where ``model`` is better."""
+        config, session = self.config, self.around.session
+        before = session.once("retrain/before", lambda: self._score(model, self.around.val))["loss"]
+        retrained, seconds, after = train_anew(self.around, model, config.retrain_epochs, config.retrain_lr)
+        kept = not is_worse(before, after)
+        session.record("retrained", val_loss=(before, after), kept=kept)
+        return (retrained, seconds) if kept else None
 
     def _round(self, state: _State) -> str | None:
         """Train every candidate and keep the winner; why the search ends when there is none."""

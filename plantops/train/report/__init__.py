@@ -105,7 +105,7 @@ def _top(story: Story) -> list[str]:
 
 def _summary_cards(story: Story) -> list[str]:
     shown = [record for role in ("teacher", *OWN_PATH) for record in story.of_role(role)]
-    shown += story.of_role("uniform")
+    shown += [*story.of_role("uniform"), *story.of_role("control")]
     return [
         card(
             f"{record['name']}",
@@ -266,7 +266,7 @@ def _network_table(story: Story) -> str:
     marked: list[int] = []
     for teller in tellers:
         for record in teller.networks:
-            if record.get("role") in ("planted", "finetuned") and teller is story:
+            if record.get("role") in ("planted", "finetuned", "retrained") and teller is story:
                 marked.append(len(rows))
             rows.append(
                 [

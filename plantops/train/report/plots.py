@@ -65,6 +65,11 @@ def _against(axis: Any, story: Story, key: str, title: str) -> bool:
         _name_points(axis, uniform, key)
     tuned = story.of_role("finetuned")
     points.append(_points(axis, tuned, key, "planted, then fine-tuned", role_colour("finetuned"), "D", ""))
+    anew = story.of_role("retrained")
+    points.append(_points(axis, anew, key, "its widths, from new weights", role_colour("retrained"), "P", ""))
+    controls = story.of_role("control")
+    points.append(_points(axis, controls, key, "controls", role_colour("control"), "^", ""))
+    _name_points(axis, controls, key)
     for place, other in enumerate(story.others):
         marker = MARKERS[2 + place % (len(MARKERS) - 2)]
         path = other.rounds if key.startswith("val") else [r for role in OWN_PATH for r in other.of_role(role)]
@@ -91,7 +96,7 @@ def _name_points(axis: Any, records: Sequence[Record], key: str) -> None:
         if up is not None:
             place = {"xytext": (6, -11 if key.endswith("accuracy") else 6), "textcoords": "offset points"}
             name = str(record["name"]).removeprefix("uniform-")
-            axis.annotate(name, (record["parameters"], up), **place, size=8, color=role_colour("uniform"))
+            axis.annotate(name, (record["parameters"], up), **place, size=8, color=role_colour(record["role"]))
 
 
 def _teacher_line(axis: Any, story: Story, key: str) -> None:

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from plantops.train.report.records import checked
+from plantops.train.report.verdict import found, verdict
 from plantops.train.run import METRICS, RunRecord, read_run
 
 Record = Mapping[str, Any]
 
-OWN_PATH = ("initial", "planted", "pruned", "finetuned")
+OWN_PATH = ("initial", "planted", "pruned", "finetuned", "retrained")
 """Roles of networks on the planted network's own path."""
 
 
@@ -162,8 +163,9 @@ def tell(run: RunRecord, others: Sequence[Story] = ()) -> Story:
 def headline(story: Story) -> list[str]:
     """Sentences that say what came out, whatever it is."""
     teacher, initial = story.network("teacher"), story.network("initial")
-    planted = story.network("finetuned") or story.network("planted")
-    sentences = []
+    planted = found(story.networks)
+    judged = verdict(story.networks, story.parts.get("test", {}).get("samples") or 0)
+    sentences = [] if judged is None else [judged]
     if initial is not None and planted is not None:
         before, after = initial.get("test_accuracy"), planted.get("test_accuracy")
         rounds = story.rounds[-1]["round"] if story.rounds else 0
@@ -192,7 +194,7 @@ def headline(story: Story) -> list[str]:
             f"The teacher has {teacher['parameters']:,} parameters and reaches "
             f"{percent(teacher.get('test_accuracy'))}: the planted network has {100 * share:.1f} % of its parameters."
         )
-    nearest = _nearest(planted, story)
+    nearest = None if judged is not None else _nearest(planted, story)
     if nearest is not None and planted is not None:
         sentences.append(
             f"The uniform network nearest in size, {nearest['name']} with {nearest['parameters']:,} parameters, "

@@ -21,7 +21,9 @@ ROLES = {
     "initial": "#2f7ed8",
     "planted": "#2f7ed8",
     "finetuned": "#8a4fd0",
+    "retrained": "#8a4fd0",
     "uniform": "#d9601a",
+    "control": "#1d9a8a",
 }
 OTHER = "#b08012"
 LAYERS = ("#1d9a8a", "#6f9a1f", "#b8860b", "#d0569a", "#8a63d2", "#5f7f95", "#c0503c", "#3d8fb5")
