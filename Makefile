@@ -36,7 +36,7 @@ $(VENV)/build.stamp: $(VENV)/torch.stamp $(SOURCES)
 setup: $(VENV)/build.stamp
 
 plant: setup
-	$(VENV)/bin/plantops plant --data digits --uniform 4,6,8
+	$(VENV)/bin/plantops plant --data digits --max-parameters 4200 --uniform 4,6 --controls
 
 test: setup
 	$(PYTEST)

@@ -34,7 +34,6 @@ DIGITS: dict[str, Any] = {
     "epochs": 3,
     "joint_epochs": 4,
     "max_rounds": 8,
-    "max_parameters": 4200,
     "retrain_epochs": 100,
 }
 """Small enough for one minute on one core. A fifth is held out: a tenth (144 images) is too few to select by. One
@@ -93,11 +92,19 @@ PRESETS: dict[str, dict[str, Any]] = {
         "joint_epochs": 0,
         "finetune_epochs": 0,
         "path_epochs": None,
+        "retrain_epochs": 0,
+        "compound": "",
+        "batch_norm": False,
+        "initial_objective": "ce",
+        "uniform_lr": 0.01,
     },
 }
 """``paper``: the published procedure, nothing added: every candidate trains 100 epochs, the smallest held-out loss
 wins, nothing is trained jointly. Optimizer and schedule (SGD, 0.01, times 0.2 after each third, batch 128, crops and
 flips) are those of the first author's related code; channels a step and initialisation are not published."""
+
+OF_THE_PAPERS_NETWORKS = ("batch_norm", "retrain_epochs")
+"""Defaults that do not go with --model: a network from a library has norms, and perhaps weights, of its own."""
 
 
 def for_data(data: str) -> dict[str, Any]:

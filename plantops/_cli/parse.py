@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
-from plantops._cli.defaults import PRESETS, for_command
+from plantops._cli.defaults import OF_THE_PAPERS_NETWORKS, PRESETS, for_command
 from plantops._cli.mistakes import Mistake
 from plantops._cli.options import CODE, LEAST, MOST, MOST_OF_ALL, OLD_NAMES, POSITIONAL
 
@@ -135,7 +135,8 @@ def resolve(kind: type[Options], command: str, arguments: Sequence[str]) -> Opti
 def defaults_of(
     kind: type[Any], command: str, arguments: Sequence[str], values: dict[str, Any] | None = None
 ) -> dict[str, Any]:
-    """The defaults of the data set and the preset that the arguments (or ``values`` from a file) name."""
+    """The defaults of the data set, the preset and the kind of network that the arguments (or ``values`` from a file)
+    name."""
     values = values or {}
     names = {field.name for field in dataclasses.fields(kind)}
     data = given(arguments, "data") or values.get("data", "digits")
@@ -143,6 +144,8 @@ def defaults_of(
     if "preset" in names and preset not in PRESETS:
         raise Mistake(f"--preset must be one of {', '.join(PRESETS)}, got {preset!r}.")
     known = for_command(command, str(data), preset if "preset" in names else "default")
+    if given(arguments, "model") or values.get("model"):
+        known = {name: value for name, value in known.items() if name not in OF_THE_PAPERS_NETWORKS}
     return {name: value for name, value in known.items() if name in names}
 
 
