@@ -125,10 +125,12 @@ class PlanterConfig:
             check_minimum("max_rounds", self.max_rounds, 0)
         if self.max_parameters is not None:
             check_minimum("max_parameters", self.max_parameters, 1)
+        if not isinstance(self.compound, (tuple, list)):
+            raise ArgumentTypeError(f"compound must be several names, as in ('pairs',), got {self.compound!r}")
         for compound in self.compound:
             check_choice("compound", compound, COMPOUNDS)
         if self.compound and isinstance(self.init, GradMax):
-            raise ValueError(f"compound must be empty with init=GradMax, which starts one site, got {self.compound}")
+            raise ArgumentError(f"compound must be empty with init=GradMax, which starts one site, got {self.compound}")
         check_choice("select", self.select, SELECTIONS)
         check_choice("sweep", self.sweep, SWEEPS)
         check_minimum("prune_every", self.prune_every, 0)

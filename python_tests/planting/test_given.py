@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from plantops import Planter, PlanterConfig, PlantopsError
 from plantops.planting.search import PlanterResult
+from plantops.train import from_dataset
 
 OWN = torch.Generator().manual_seed(0)
 LABELS = torch.arange(48) % 4
@@ -131,6 +132,16 @@ def test_classes_are_those_of_the_logits() -> None:
     few = TensorDataset(IMAGES[:24], LABELS[:24] % 2)  # two of the four classes
     result = search(Net(), Net(6), few, DATA)
     assert result.rounds[0].val_loss == pytest.approx(search(Net(), Net(6)).rounds[0].val_loss)
+
+
+def test_image_data_says_itself_how_it_is_normalised() -> None:
+    data = from_dataset(DATA, normalise=True)
+    result = search(Net(), Net(6), data, data, max_rounds=0)
+    assert torch.equal(result.normalisation(IMAGES), data.normalise(IMAGES))
+    with pytest.raises(
+        PlantopsError, match=r"normalise is for data sets; train_data is ImageData with \(images - mean\)"
+    ):
+        search(Net(), Net(6), data, data, normalise=False)
 
 
 # Mistakes
