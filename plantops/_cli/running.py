@@ -222,6 +222,25 @@ def round_rows(rounds: list[dict[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
+def width_hint(records: list[dict[str, Any]]) -> str | None:
+    """What to know of the widths that planted networks ended with: those from 32 on that are no multiple of 4, by which
+    convolutions are slower (``findings/onnxruntime_widths.sh``)."""
+    odd = [
+        f"{layer} of {record['name']} ({width}; {width // 4 * 4} or {-(-width // 4) * 4})"
+        for record in records
+        if record["role"] == "planted"
+        for layer, width in record["widths"].items()
+        if width >= 32 and width % 4
+    ]
+    if not odd:
+        return None
+    more = f" and {len(odd) - 3} more" if len(odd) > 3 else ""
+    return (
+        f"Widths that are no multiple of 4 leave the fast layouts of many runtimes: {', '.join(odd[:3])}{more}. "
+        "plantops.pruning.latency_table measures it."
+    )
+
+
 def _widths(widths: dict[str, int]) -> str:
     """Of few layers each, of many the sum."""
     few = len(widths) <= 8

@@ -186,6 +186,9 @@ def show(result: ExperimentResult) -> None:
         rounds = [dataclasses.asdict(row) for row in result.search.rounds]
         running.show_table(running.round_rows(rounds), f"Rounds (ended: {stop_words(result.search.stop)})")
     running.show_table(running.network_rows(result.records), "Networks (test part read once, now)")
+    hint = running.width_hint(result.records)
+    if hint is not None:
+        print(f"  {hint}")
     if result.verdict is not None:
         print(f"\n{result.verdict}")
 
