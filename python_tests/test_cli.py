@@ -59,7 +59,7 @@ def test_plant_prints_the_configuration_the_rounds_and_the_networks(capsys: pyte
     ):
         assert word in said
     stored = json.loads(Path("runs/plant-digits-1/config.json").read_text())["config"]
-    assert (stored["command"], stored["epochs"], stored["lr"]) == ("plant", 1, 0.05)
+    assert (stored["command"], stored["epochs"], stored["lr"]) == ("plant", 1, 0.1)
 
 
 def test_train_and_teacher_and_a_loaded_teacher(capsys: pytest.CaptureFixture[str]) -> None:
@@ -322,7 +322,7 @@ def one_line(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         ("plant --channels conv1", "--channels must be a number, or layers with numbers"),
         ("plant --channels conv9=2", "--channels: conv9 cannot grow: no such layer"),
         ("plant --channels fc1=2", "fc1 cannot grow"),
-        ("plant --max-params 10", "--max-params must be at least the initial network's 2168, got 10"),
+        ("plant --max-params 10", "--max-params must be at least the initial network's 2198, got 10"),
         ("plant --init zero_out", "--init zero_out cannot start conv1"),
         ("plant --init copy --channels 8", "--init copy starts at most 3 channels at conv1, one a copy, got 8"),
         ("plant --uniform 4,x", "--uniform must be numbers of at least 1"),
