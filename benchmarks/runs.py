@@ -21,7 +21,7 @@ from plantops._cli.options import PlantOptions, TeacherRunOptions, TrainOptions
 from plantops._cli.parse import flag_name, resolve, stored_options
 from plantops.bench.record import commit
 from plantops.cli import main as plantops
-from plantops.train.run import Run, RunError, read_run
+from plantops.train.run import Run, RunError, RunRecord, read_run
 from plantops.train.session import Session
 
 
@@ -167,8 +167,12 @@ def _interrupt(running: dict[str, subprocess.Popen[bytes]]) -> None:
 def row_of(job: Job, folder: Path, reduced: bool) -> dict[str, Any]:
     """The CSV row of a run that has ended."""
     run = read_run(folder)
-    networks = [record for record in run.of("network") if record["role"] in (job.role, "finetuned")]
-    network = networks[-1]
+    networks = [record for record in run.of("network") if record["role"] in (job.role, "finetuned", "retrained")]
+    return network_row(run, networks[-1], job, folder, reduced)
+
+
+def network_row(run: RunRecord, network: dict[str, Any], job: Job, folder: Path, reduced: bool) -> dict[str, Any]:
+    """The CSV row of one network of a run that has ended."""
     machine = run.environment
     return {
         "dataset": run.config["data"], "train_fraction": run.config.get("train_fraction", 1.0), "row": job.row,
