@@ -1,4 +1,4 @@
-"""A planted network beside its controls, seed by seed: what one would train instead, for as long, under the same teacher.
+"""A planted network beside its controls, seed by seed: what one would train instead under the same teacher.
 
     python benchmarks/controls.py --resume runs/controls                       # the digits, five seeds
     python benchmarks/controls.py --dataset cifar10 --data-root DIR --teacher RUN --resume DIR --seeds 3 \\

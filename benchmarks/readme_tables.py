@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import adversarial_cifar10
+import controls
 import paper
 import study
 from harness import RESULTS
@@ -31,6 +32,10 @@ Cases = dict[tuple[str, ...], dict[tuple[str, str], Row]]
 REDUCED = (
     "CIFAR-10, trainings shortened to what a CPU can do (`epochs`; teacher w = 64), medians over seeds, beside the "
     "published figures, which come from longer trainings under a teacher of w = 128."
+)
+DIGITS = (
+    "The digits (`python benchmarks/controls.py --resume DIR`): the planted network beside what one would train "
+    "instead, under the same teacher, for as many epochs; medians over seeds, accuracy in per cent of 359 test images."
 )
 SMALL = "The same on a tenth of the training images (loss in nats): who overfits, and by how much."
 ON_GPU = (
@@ -282,6 +287,21 @@ def published(name: str, what: str) -> str:
     )
 
 
+def beside_controls(name: str, what: str) -> str:
+    """Medians of a planted network and its controls, and every seed's test accuracy."""
+    rows = read(name)
+    numbers = ("parameters", "val_loss", "test_loss", "test_accuracy")
+    lines = controls.summary([{**row, **{key: float(row[key]) for key in numbers}} for row in rows])
+    for line in lines:
+        line["parameters"] = f"{line['parameters']:,}"
+        own = [float(row["test_accuracy"]) for row in rows if row["row"] == line["network"]]
+        line["each seed"] = ", ".join(f"{100 * accuracy:.2f}" for accuracy in own)
+    header = list(lines[0])
+    return f"{what} {provenance(rows[0])}. Raw: `benchmarks/results/{name}.csv`.\n\n" + markdown(
+        header, [[str(line[name]) for name in header] for line in lines]
+    )
+
+
 def factors() -> str:
     """What each factor of the search changes."""
     rows = read("study_cifar10")
@@ -444,11 +464,12 @@ def main() -> None:
     ):  # fmt: skip
         write(ROOT / "docs" / f"{page}.md", (tables(),))
     reduced = published("paper_cifar10_reduced", REDUCED)
+    digits = beside_controls("controls_digits", DIGITS)
     write(
         ROOT / "README.md",
-        (convolution(), linear(), losses(), host(), training(), sweep(), gpu(), search(), reduced, coverage()),
+        (convolution(), linear(), losses(), host(), training(), sweep(), gpu(), digits, search(), reduced, coverage()),
     )
-    write(ROOT / "docs" / "search.md", (factors(), reduced, published("paper_cifar10_0.1_reduced", SMALL)))
+    write(ROOT / "docs" / "search.md", (digits, factors(), reduced, published("paper_cifar10_0.1_reduced", SMALL)))
 
 
 if __name__ == "__main__":

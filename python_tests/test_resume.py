@@ -19,7 +19,20 @@ ROOT = Path(__file__).parent.parent
 SMALL = [
     *("--data", "digits", "--threads", "1", "--progress", "none", "--no-report", "--batch-size", "256"),
     *("--teacher-width", "4", "--teacher-epochs", "3", "--width", "2", "--initial-epochs", "3", "--initial-loss", "kl"),
-    *("--channels", "1", "--epochs", "2", "--max-rounds", "2", "--lr", "0.05", "--finetune-epochs", "2"),
+    *(
+        "--channels",
+        "1",
+        "--epochs",
+        "2",
+        "--max-rounds",
+        "2",
+        "--lr",
+        "0.05",
+        "--finetune-epochs",
+        "2",
+        "--retrain-epochs",
+        "2",
+    ),
     *("--prune-every", "2"),
     *("--uniform", "3", "--uniform-epochs", "2", "--checkpoint-seconds", "0"),
 ]
@@ -77,7 +90,10 @@ def test_what_a_whole_run_holds(whole: Path) -> None:
     assert kinds[:3] == ["part"] * 3
     assert kinds.count("stop") == 1
     names = [record["name"] for record in records(whole) if record["kind"] == "network"]
-    assert names == ["teacher", "initial", "planted", "finetuned", "uniform-3"]
+    taken_back = {record["name"] for record in records(whole) if record["kind"] == "discarded"}
+    (retrained,) = (record for record in records(whole) if record["kind"] == "retrained")
+    kept = ["finetuned"] * ("finetune" not in taken_back) + ["retrained"] * retrained["kept"]
+    assert names == ["teacher", "initial", "planted", *kept, "uniform-3"]
     rounds = [record for record in records(whole) if record["kind"] == "round"]
     for before, after in itertools.pairwise(rounds):
         assert after["val_loss"] < before["val_loss"]

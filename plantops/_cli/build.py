@@ -197,6 +197,8 @@ def planter_config(options: PlantOptions, device: torch.device) -> PlanterConfig
         "max_parameters",
         "objective",
         "prune_every",
+        "moves",
+        "move_share",
         "sweep",
         "sweep_memory",
         "teacher_views",

@@ -103,8 +103,8 @@ PRESETS: dict[str, dict[str, Any]] = {
 wins, nothing is trained jointly. Optimizer and schedule (SGD, 0.01, times 0.2 after each third, batch 128, crops and
 flips) are those of the first author's related code; channels a step and initialisation are not published."""
 
-OF_THE_PAPERS_NETWORKS = ("batch_norm", "retrain_epochs")
-"""Defaults that do not go with --model: a network from a library has norms, and perhaps weights, of its own."""
+OF_THE_PAPERS_NETWORKS = ("batch_norm", "compound", "retrain_epochs")
+"""Defaults that do not go with --model: a network from a library has norms, perhaps weights, and many sites."""
 
 
 def for_data(data: str) -> dict[str, Any]:

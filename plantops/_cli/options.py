@@ -194,6 +194,11 @@ class SearchOptions:
     """A round grows at so many of its best sites, where that is better on the held-out part than the best alone."""
     prune_every: int = 0
     """After every so many growths, prune channels for at most a tenth of the held-out loss gained; 0: never."""
+    moves: int = 0
+    """How often, at most, channels move after the search: pruned where they are missed least, planted where they gain
+    most, the better network kept; 0: never."""
+    move_share: float = 0.15
+    """Share of the parameters that a move takes away first."""
     compound: str = ""
     """Sites that may grow together in a candidate: pairs of neighbours, all in proportion, or both, as in pairs,all."""
     sweep: Literal["shared", "loop"] = "shared"

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from plantops._arguments import check_choice, check_flag, check_minimum, check_rate, check_type
+from plantops._arguments import check_choice, check_flag, check_minimum, check_range, check_rate, check_type
 from plantops.errors import ArgumentError, ArgumentTypeError
 from plantops.models import PlantingNet
 from plantops.planting.gradmax import GradMax
@@ -40,6 +40,11 @@ class PlanterConfig:
         prune_every: behind every so many growths the trunk loses channels, at the sites that may grow: those that it
             misses least, as long as neither the loss over 1,024 training images nor the held-out loss grows by more
             than a tenth of what these growths gained. The search goes on from what is left. 0: never, as published.
+        moves: how often, at most, channels move once the search is over: a share of the parameters (``move_share``)
+            goes with the channels that the loss misses least for what they cost, rounds plant as many where they gain
+            most, and the network with the smaller held-out loss is kept; the first move that gains nothing is the
+            last. So a site can lose what it no longer earns. 0: never, as published.
+        move_share: share of the parameters that a move takes away first, above 0 and below 1.
         sites_per_round: a round grows the network at so many of its best sites, where that has a smaller held-out loss
             than the best alone; 1: one winner, as published.
         grow_linear: hidden linear layers may grow too; None: they do, but for the paper's network (``PlantingNet``),
@@ -82,6 +87,8 @@ class PlanterConfig:
     compound: tuple[str, ...] = ()
     select: str = "loss"
     prune_every: int = 0
+    moves: int = 0
+    move_share: float = 0.15
     grow_linear: bool | None = None
     init: str | GradMax = "zero_in"
     objective: str = "kl"
@@ -134,6 +141,8 @@ class PlanterConfig:
         check_choice("select", self.select, SELECTIONS)
         check_choice("sweep", self.sweep, SWEEPS)
         check_minimum("prune_every", self.prune_every, 0)
+        check_minimum("moves", self.moves, 0)
+        check_range("move_share", self.move_share, lambda share: 0 < share < 1, "above 0 and below 1")
         check_minimum("sweep_memory", self.sweep_memory, 1)
         check_minimum("teacher_cache_memory", self.teacher_cache_memory, 0)
         check_minimum("sites_per_round", self.sites_per_round, 1)

@@ -33,7 +33,7 @@ class Pruned:
 
     Attributes:
         round: the round behind which it was.
-        max_loss_increase: what it was allowed to cost.
+        max_loss_increase: what it was allowed to cost; None where it was pruned to a size.
         removed: how many channels went, by site; empty where each is missed.
         widths, parameters, macs: of the network that the search goes on from.
         sample_loss: over the training images that channels were scored on.
@@ -42,7 +42,7 @@ class Pruned:
     """
 
     round: int
-    max_loss_increase: float
+    max_loss_increase: float | None
     removed: dict[str, int]
     widths: dict[str, int]
     parameters: int
@@ -78,27 +78,34 @@ def prune_student(
         return _decided(around, student, round, names, allowed, score)
 
     decision = around.session.once(f"pruned/{round}", decide)
-    model = student.model
-    for removal in decision["steps"]:
-        model = remove_channels(model, _sites(around, model, names), removal)
-    after = student if model is student.model else Student.of(model, around)
-    removed = {
-        name: site.width - after.plan[name].width
-        for name, site in student.plan.items()
-        if site.width > after.plan[name].width
-    }
-    pruned = Pruned(
-        round,
-        allowed,
-        removed,
-        after.widths,
-        after.parameters,
-        after.macs,
-        tuple(decision["sample_loss"]),
-        (val_loss, decision["val"]["loss"]),
-        decision["val"]["accuracy"],
-    )
-    return after, pruned
+    return _after(around, student, round, names, decision, allowed, val_loss)
+
+
+def shrink_student(
+    around: Surroundings,
+    student: Student,
+    round: int,
+    sites: Iterable[str],
+    max_parameters: int,
+    val_loss: float | None,
+    score: Callable[[nn.Module], dict[str, Any]],
+) -> tuple[Student, Pruned]:
+    """``student`` without the channels of ``sites`` that its loss misses least for what they cost, down to
+    ``max_parameters``, and what that was. ``val_loss``: of ``student``."""
+    names = set(sites)
+
+    def decide() -> dict[str, Any]:
+        batches = draw_samples(around.train, SAMPLES, around.config.seed, round)
+        plan = _sites(around, student.model, names)
+        result = prune(student.model, plan, batches, max_parameters=max_parameters, criterion="loss_per_parameter")
+        return {
+            "steps": [step.removed for step in result.steps],
+            "sample_loss": [finite(loss) for loss in result.loss],
+            "val": score(result.model),
+        }
+
+    decision = around.session.once(f"shrunk/{round}", decide)
+    return _after(around, student, round, names, decision, math.inf, val_loss)
 
 
 def _decided(
@@ -127,6 +134,39 @@ def _decided(
         "sample_loss": [finite(sample_losses[0]), finite(sample_losses[kept])],
         "val": vals[kept],
     }
+
+
+def _after(
+    around: Surroundings,
+    student: Student,
+    round: int,
+    names: set[str],
+    decision: dict[str, Any],
+    allowed: float,
+    val_loss: float | None,
+) -> tuple[Student, Pruned]:
+    """The network that is left, and what was taken from ``student``."""
+    model = student.model
+    for removal in decision["steps"]:
+        model = remove_channels(model, _sites(around, model, names), removal)
+    after = student if model is student.model else Student.of(model, around)
+    removed = {
+        name: site.width - after.plan[name].width
+        for name, site in student.plan.items()
+        if site.width > after.plan[name].width
+    }
+    pruned = Pruned(
+        round,
+        finite(allowed),
+        removed,
+        after.widths,
+        after.parameters,
+        after.macs,
+        tuple(decision["sample_loss"]),
+        (val_loss, decision["val"]["loss"]),
+        decision["val"]["accuracy"],
+    )
+    return after, pruned
 
 
 def _sites(around: Surroundings, model: nn.Module, names: set[str]) -> Plan:

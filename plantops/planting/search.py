@@ -28,7 +28,7 @@ from plantops.planting.keeping import Discarded, is_worse, judge_teacher, why_al
 from plantops.planting.plant import why_not_started
 from plantops.planting.preflight import check_training
 from plantops.planting.proposals import propose
-from plantops.planting.pruned import HOW, SAMPLES, Pruned, prune_student
+from plantops.planting.pruned import HOW, SAMPLES, Pruned, prune_student, shrink_student
 from plantops.planting.sweep.round import sweep_shared
 from plantops.planting.winners import grown_together, ranked
 from plantops.train.data import ImageData, Normalisation
@@ -39,6 +39,8 @@ from plantops.train.run import Run
 from plantops.train.session import Session, finite
 from plantops.train.teacher_logits import Teacher, TeacherCache, TeacherLogits
 
+MOVE_ROUNDS = 4
+"""Rounds, at most, that plant again what a move took away."""
 _SWEEPS = {"shared": sweep_shared, "loop": sweep_loop}
 
 
@@ -116,6 +118,17 @@ class _State:
     seconds: float = 0.0
     prunings: list[Pruned] = field(default_factory=list)
     discarded: list[Discarded] = field(default_factory=list)
+
+    def copy(self) -> _State:
+        """A search that goes on from here, while this one stays."""
+        return dataclasses.replace(
+            self,
+            rounds=list(self.rounds),
+            history=list(self.history),
+            candidates=dict(self.candidates),
+            prunings=list(self.prunings),
+            discarded=list(self.discarded),
+        )
 
     @property
     def val_loss(self) -> float | None:
@@ -211,6 +224,10 @@ class Planter:
         stop = self._stop_reason(state)
         while stop is None:
             stop = self._round(state) or self._stop_reason(state)
+        for number in range(1, self.config.moves + 1):
+            state, gained = self._move(state, number)
+            if not gained:
+                break
         self.around.session.record("stop", reason=stop, round=len(state.rounds) - 1)
         config = self.config
         epochs = (len(state.rounds) - 1) * (config.epochs + config.joint_epochs)
@@ -260,11 +277,38 @@ class Planter:
         session.record("retrained", val_loss=(before, after), kept=kept)
         return (retrained, seconds) if kept else None
 
-    def _round(self, state: _State) -> str | None:
+    def _move(self, state: _State, number: int) -> tuple[_State, bool]:
+        """Take parameters away where they are missed least, plant as many where they gain most: what the search goes on
+        from, and whether that is better than before."""
+        config, session = self.config, self.around.session
+        limit = config.max_parameters or state.student.parameters
+        sites = [g.site for g in wanted_growths(config.channels, state.student.plan, config.sites)]
+        moved = state.copy()
+        moved.student, pruned = shrink_student(
+            self.around,
+            state.student,
+            state.rounds[-1].round,
+            sites,
+            int((1 - config.move_share) * state.student.parameters),
+            state.val_loss,
+            lambda model: self._score(model, self.around.val),
+        )
+        moved.prunings.append(pruned)
+        session.record("pruned", **dataclasses.asdict(pruned), samples=SAMPLES, criterion="loss_per_parameter")
+        for _ in range(MOVE_ROUNDS):
+            if self._round(moved, limit) is not None:
+                break
+        gained = moved.loss < state.loss
+        first, last = len(state.rounds), len(moved.rounds) - 1
+        losses = {"val_loss_before": state.val_loss, "val_loss": moved.val_loss}
+        session.record("move", move=number, first=first, last=last, kept=gained, **losses)
+        return (moved if gained else dataclasses.replace(state, seconds=moved.seconds)), gained
+
+    def _round(self, state: _State, limit: int | None = None) -> str | None:
         """Train every candidate and keep the winner; why the search ends when there is none."""
         round, session = len(state.rounds), self.around.session
         config = self.config
-        plan, limit = state.student.plan, config.max_parameters
+        plan, limit = state.student.plan, limit or config.max_parameters
         growths = wanted_growths(config.channels, plan, config.sites)
         affordable = propose(state.student, growths, config.compound, limit)
         if not affordable:

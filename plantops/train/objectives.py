@@ -53,8 +53,15 @@ def _kl_to_teacher(temperature: float) -> Objective:
 def _distillation(alpha: float, temperature: float, label_smoothing: float) -> Objective:
     def objective(logits: Tensor, labels: Tensor, teacher: Tensor | None, scale: Callable[[Tensor], Tensor]) -> Tensor:
         assert teacher is not None
+        # No label of a part says to ignore its row: nothing has to look for one.
         loss = functional.distillation_loss(
-            logits, teacher, labels, alpha=alpha, temperature=temperature, label_smoothing=label_smoothing
+            logits,
+            teacher,
+            labels,
+            alpha=alpha,
+            temperature=temperature,
+            label_smoothing=label_smoothing,
+            ignore_index=None,
         )
         scale(loss).backward()
         return loss.detach()

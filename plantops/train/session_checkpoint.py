@@ -69,7 +69,7 @@ def _wrong(structure: Mapping[str, Any]) -> str | None:
         if not counts or not isinstance(entry.get("result"), dict) or not isinstance(entry.get("tensors", []), list):
             return f"the finished work {key!r} must have a result, records and epochs"
         for name, value in entry["result"].items():
-            pair = isinstance(value, list) and "removed" in entry["result"]  # of a pruning: before and after
+            pair = isinstance(value, list) and "steps" in entry["result"]  # of a pruning: before and after
             values = value if pair else [value]
             if name.endswith(("loss", "accuracy", "seconds")) and not all(map(_number, values)):
                 return f"the finished work {key!r} must have numbers as {name}, got {value!r}"

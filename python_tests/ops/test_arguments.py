@@ -35,7 +35,7 @@ CALLS: dict[str, dict[str, Any]] = {
     "qsne_kl": {"embedding": torch.randn(4, 2), "p": torch.rand(4, 4)},
     "qsne_kl_value_and_grad": {"embedding": torch.randn(4, 2), "p": torch.rand(4, 4)},
 }  # fmt: skip
-MAY_BE_NONE = {"weight_out", "weight_in", "bias", "bias_out", "addend", "in_start", "mask"}
+MAY_BE_NONE = {"weight_out", "weight_in", "bias", "bias_out", "addend", "in_start", "mask", "ignore_index"}
 NUMBERS_TOO = {"temperature", "alpha", "label_smoothing", "strength", "l1", "q", "exaggeration"}
 WRONG = {"None": None, "a 0-dim tensor": torch.tensor(1.0), "a 0-dim integer": torch.tensor(1), "an object": object()}
 

@@ -21,6 +21,10 @@ def _whole(value: Any) -> bool:
     return type(value) is int and 0 <= value <= MOST
 
 
+def _flag(value: Any) -> bool:
+    return isinstance(value, bool)
+
+
 def _positive(value: Any) -> bool:
     return _whole(value) and value > 0
 
@@ -49,6 +53,7 @@ NEEDED: dict[str, dict[str, Test]] = {
     "network": {"name": _text, "role": _text, "parameters": _positive},
     "stop": {"reason": _text},
     "pruned": {"round": _whole, "removed": _counts, "parameters": _positive, "sample_loss": _pair, "val_loss": _pair},
+    "move": {"first": _whole, "last": _whole, "kept": _flag},
     "discarded": {"name": _text, "val_loss": _pair},
     "teacher": {},
 }

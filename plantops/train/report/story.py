@@ -143,14 +143,18 @@ def tell(run: RunRecord, others: Sequence[Story] = ()) -> Story:
         if record.get("phase") != "candidate":
             curves.setdefault(str(record.get("name") or record.get("phase")), []).append(record)
     stops, teachers = run.of("stop"), run.of("teacher")
+    back = [record for record in run.of("move") if not record["kept"]]
+    undone = {number for record in back for number in range(record["first"], record["last"] + 1)}
+    shrunk = [record["first"] - 1 for record in back]
+    prunings = [r for r in run.of("pruned") if r.get("max_loss_increase") is not None or r["round"] not in shrunk]
     return Story(
         path=run.path,
         config=run.config,
         environment=run.environment,
         parts={record["part"]: record for record in run.of("part")},
-        rounds=sorted(run.of("round"), key=lambda record: record["round"]),
-        candidates=dict(sorted(candidates.items())),
-        prunings={record["round"]: record for record in run.of("pruned")},
+        rounds=sorted((r for r in run.of("round") if r["round"] not in undone), key=lambda record: record["round"]),
+        candidates={number: own for number, own in sorted(candidates.items()) if number not in undone},
+        prunings={record["round"]: record for record in prunings},
         teacher=teachers[-1] if teachers else None,
         discarded=run.of("discarded"),
         networks=list(run.of("network")),
