@@ -28,7 +28,8 @@ BASE = {
     "cifar10": "--train-fraction 0.4 --threads 1 --crop 0 --flip --max-params 40600 --initial-epochs 2 "
     "--channels 16 --epochs 1 --sites-per-round 3 --select loss_per_parameter --finetune-epochs 8 --finetune-lr 0.05 "
     "--path-epochs 20 --weight-decay 5e-4",
-    "digits": "--max-rounds 1 --width 2 --initial-epochs 4 --epochs 3 --max-params 6000",
+    "digits": "--max-rounds 1 --width 2 --initial-epochs 4 --epochs 3 --max-params 6000 --lr 0.05 --select loss "
+    "--joint-epochs 0 --retrain-epochs 2",
 }
 """A search that a CPU does in minutes; what is not named here is the default of the command line."""
 

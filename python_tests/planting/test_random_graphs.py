@@ -42,10 +42,25 @@ def _problem(net: nn.Module, x: Tensor) -> str | None:
         return f"verification refuses {[plan.refusals[name] for name in offered if name not in plan]}"
     if not plan:
         return None
-    wrong = {name: reason for name, reason in verify(net, plan, x).items() if reason}
+    dead = _dead(net, x)
+    wrong = {name: reason for name, reason in verify(net, plan, x).items() if reason and name not in dead}
     if wrong:
         return f"verify: {wrong}"
     return _grown_and_pruned_back(net, plan, x) or _scores(net, plan, x) or _sweeps(net, x)
+
+
+def _dead(net: nn.Module, x: Tensor) -> set[str]:
+    """Layers whose weights get no gradient in plain torch: activations after them are 0 for every sample. In either
+    mode: the norms of a planted model's trunk have running statistics."""
+    layers: set[str] = set()
+    for training in (True, False):
+        twin = copy.deepcopy(net).train(training)
+        outputs = twin(x)
+        own = torch.Generator().manual_seed(3)
+        (outputs * torch.randn(outputs.shape, generator=own, dtype=outputs.dtype)).sum().backward()
+        still = (name for name, p in twin.named_parameters() if p.grad is None or not p.grad.any())
+        layers.update(name.removesuffix(".weight") for name in still)
+    return layers
 
 
 def _grown_and_pruned_back(net: nn.Module, plan: plantops.Plan, x: Tensor) -> str | None:
