@@ -14,6 +14,7 @@ from torch import nn
 from plantops.graph import Plan, trace
 from plantops.models import count_parameters
 from plantops.planting.networks import describe
+from plantops.planting.pruned import SAMPLES
 from plantops.pruning.cut import remove_channels
 from plantops.pruning.prune import prune
 from plantops.pruning.samples import draw_samples
@@ -26,8 +27,6 @@ if TYPE_CHECKING:
 ROLE = "control"
 WIDER = 2
 """How many times the planted network's parameters the network has that is pruned to its size."""
-SAMPLES = 1024
-"""Training images that channels are scored on."""
 
 
 def uniform_width(family: Family, parameters: int) -> int:
@@ -46,9 +45,10 @@ def train_controls(stage: Stage, family: Family, planted: Any, recipe: Recipe, t
     """
     size, seed = count_parameters(planted), stage.seed
     how: dict[str, Any] = {"teacher": teacher, "may_diverge": True}
-    name = f"uniform-{uniform_width(family, size)}"
+    width = uniform_width(family, size)
+    name = f"uniform-{width}"
     if name not in {entry.name for entry in stage.entries}:
-        uniform = family.build([uniform_width(family, size)] * 5, seed, name)
+        uniform = family.build([width] * 5, seed, name)
         stage.train(uniform, recipe, phase="uniform", name=name, **how)
     stage.train(family.build(describe(planted)["widths"], seed, "scratch"), recipe, phase=ROLE, name="scratch", **how)
 

@@ -1,7 +1,7 @@
 """What a round tries: every site alone, and several sites together that no single one could replace.
 
 A trunk with a bottleneck gains little where one layer alone grows: what a wide layer makes has to pass the narrow one
-behind it. So neighbours may grow in pairs, and all sites in proportion to their widths.
+after it. So neighbours may grow in pairs, and all sites in proportion to their widths.
 """
 
 from __future__ import annotations
